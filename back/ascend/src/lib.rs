@@ -1,0 +1,1 @@
+//! Tongtu: the Ascend back end

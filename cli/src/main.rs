@@ -1,0 +1,2 @@
+//! The `tongtu` command line.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Tongtu: the compiler from tensor graphs to plans of tile kernels

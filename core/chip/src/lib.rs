@@ -1,0 +1,1 @@
+//! Tongtu: chip descriptions

@@ -1,0 +1,1 @@
+//! Tongtu: the tensor graph

@@ -1,0 +1,1 @@
+//! Tongtu: plans, bundles and the back-end traits

@@ -1,0 +1,1 @@
+//! Tongtu: element types, scalar operations, host tensors, symbolic dims

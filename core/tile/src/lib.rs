@@ -1,0 +1,1 @@
+//! Tongtu: the portable tile instruction set

@@ -1,0 +1,1 @@
+//! Tongtu: the ONNX front end

@@ -1,0 +1,1 @@
+//! Tongtu: the executor of plans
