@@ -1,0 +1,74 @@
+//! What can go wrong in this back end.
+
+/// Why a kernel could not be compiled, loaded or run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The chip description is not one this back end compiles for.
+    #[error("the CPU back end cannot compile for {chip}: {problem}")]
+    Target {
+        /// The chip's name.
+        chip: String,
+        /// What is missing.
+        problem: String,
+    },
+    /// LLVM refused a module. This is a fault of this program, not of its input.
+    #[error("LLVM, {stage}: {message}")]
+    Llvm {
+        /// What LLVM was doing.
+        stage: &'static str,
+        /// What LLVM says.
+        message: String,
+    },
+    /// The machine code needs something from outside itself.
+    #[error("kernel code calls `{0}`, which is outside it")]
+    External(String),
+    /// The object file that LLVM wrote is not of the expected form.
+    #[error("object file: {0}")]
+    Object(String),
+    /// The artifact is damaged, or of another version.
+    #[error("CPU artifact: {0}")]
+    Artifact(String),
+    /// The artifact needs an instruction set feature that this machine lacks.
+    #[error("the kernel needs the processor feature {0}, which this machine does not have")]
+    Feature(String),
+    /// There is no kernel of this name in the artifact.
+    #[error("the artifact has no kernel called {0}")]
+    NoKernel(String),
+    /// A launch does not fit the kernel's signature or limits.
+    #[error("launch of {kernel}: {problem}")]
+    Launch {
+        /// The kernel's name.
+        kernel: String,
+        /// What does not fit.
+        problem: String,
+    },
+    /// The operating system refused something.
+    #[error("{what}: {error}")]
+    System {
+        /// What was asked of it.
+        what: &'static str,
+        /// What it answered.
+        error: std::io::Error,
+    },
+    /// A function given to the thread pool panicked.
+    #[error("a function run by the thread pool panicked")]
+    Panicked,
+}
+
+impl Error {
+    /// A stable code for this kind of error.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Error::Target { .. } => "cpu-target",
+            Error::Llvm { .. } => "cpu-llvm",
+            Error::External(_) => "cpu-external",
+            Error::Object(_) => "cpu-object",
+            Error::Artifact(_) => "cpu-artifact",
+            Error::Feature(_) => "cpu-feature",
+            Error::NoKernel(_) => "cpu-no-kernel",
+            Error::Launch { .. } => "cpu-launch",
+            Error::System { .. } => "cpu-system",
+            Error::Panicked => "cpu-panicked",
+        }
+    }
+}
