@@ -12,8 +12,25 @@ mod exec;
 #[cfg(any(feature = "llvm", feature = "llvm-static"))]
 pub mod llvm;
 mod pool;
+#[cfg(any(feature = "llvm", feature = "llvm-static"))]
+pub mod probe;
 
 pub use artifact::{Artifact, Entry};
 pub use error::Error;
 pub use exec::{Buf, Kernel, Loaded};
 pub use pool::Pool;
+
+/// Compiles LLVM IR text whose functions follow the kernel ABI (see [`Artifact`]) to an artifact for `chip`.
+///
+/// `entries` says which functions are kernels and what they take; their offsets are filled in here.
+#[cfg(any(feature = "llvm", feature = "llvm-static"))]
+pub fn assemble(ir: &str, chip: &tongtu_chip::Chip, mut entries: Vec<Entry>) -> Result<Artifact, Error> {
+    let target = llvm::Target::of(chip)?;
+    let (object, _) = llvm::object(ir, &target)?;
+    let blob = blob::link(&object)?;
+    for entry in &mut entries {
+        let found = blob.entries.iter().find(|(name, _)| *name == entry.name);
+        entry.offset = found.ok_or_else(|| Error::NoKernel(entry.name.clone()))?.1;
+    }
+    Ok(Artifact { arch: chip.arch.clone(), features: chip.features.clone(), entries, blob: blob.bytes })
+}

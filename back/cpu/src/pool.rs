@@ -310,7 +310,7 @@ mod tests {
                 let hits: Vec<AtomicUsize> = (0..total).map(|_| AtomicUsize::new(0)).collect();
                 for _ in 0..50 {
                     pool.run(total, 1, 256, &|worker, first, last, scratch: *mut u8| {
-                        assert!(worker < threads && scratch as usize % 64 == 0);
+                        assert!(worker < threads && (scratch as usize).is_multiple_of(64));
                         for i in first..last {
                             hits[i as usize].fetch_add(1, Ordering::Relaxed);
                         }
