@@ -295,6 +295,66 @@ impl<'a> Builder<'a> {
         self.one(Op::WindowReduce { combiner, spec }, &[x])
     }
 
+    /// Elements at an index in one dim for every other position (see [`Op::TakeAlong`]).
+    pub fn take_along(&mut self, data: ValueId, indices: ValueId, axis: usize) -> One {
+        self.one(Op::TakeAlong { axis }, &[data, indices])
+    }
+    /// Slices at rows of indices (see [`Op::GatherNd`]).
+    pub fn gather_nd(&mut self, data: ValueId, indices: ValueId, batch: usize) -> One {
+        self.one(Op::GatherNd { batch }, &[data, indices])
+    }
+    /// Updates at rows of indices (see [`Op::ScatterNd`]).
+    pub fn scatter_nd(&mut self, combiner: Combiner, data: ValueId, indices: ValueId, updates: ValueId) -> One {
+        self.one(Op::ScatterNd { combiner }, &[data, indices, updates])
+    }
+    /// Updates at an index in one dim for every other position (see [`Op::ScatterAlong`]).
+    pub fn scatter_along(
+        &mut self,
+        combiner: Combiner,
+        data: ValueId,
+        indices: ValueId,
+        updates: ValueId,
+        axis: usize,
+    ) -> One {
+        self.one(Op::ScatterAlong { axis, combiner }, &[data, indices, updates])
+    }
+    /// Running combination of one operand along a dim.
+    pub fn scan(&mut self, combiner: Combiner, x: ValueId, axis: usize, exclusive: bool, reverse: bool) -> One {
+        self.one(Op::Scan { combiner, axis, exclusive, reverse }, &[x])
+    }
+    /// Stable sort of several operands by the first.
+    pub fn sort(&mut self, xs: &[ValueId], axis: usize, descending: bool) -> Result<Vec<ValueId>, GraphError> {
+        self.add(Op::Sort { axis, descending }, xs)
+    }
+    /// An operation of the host library on strings, sequences or optionals.
+    pub fn host(
+        &mut self,
+        name: &str,
+        attributes: Vec<(String, crate::op::AttrValue)>,
+        operands: &[ValueId],
+        results: Vec<Type>,
+    ) -> Result<Vec<ValueId>, GraphError> {
+        self.add(Op::Host { name: name.to_string(), attributes, results }, operands)
+    }
+
+    /// A closed graph with parameters of the given types: a region of an `if` or `while`.
+    pub fn region(
+        &mut self,
+        name: &str,
+        params: &[Type],
+        define: impl FnOnce(&mut Builder<'_>, &[ValueId]) -> Result<Vec<ValueId>, GraphError>,
+    ) -> Result<Arc<Graph>, GraphError> {
+        let mut body = Graph { name: name.to_string(), ..Graph::default() };
+        for ty in params {
+            body.add_input(ty.clone(), None);
+        }
+        let params = body.inputs.clone();
+        let mut inner = Builder { graph: &mut body, symbols: self.symbols, loc: self.loc.clone() };
+        let outputs = define(&mut inner, &params)?;
+        body.outputs = outputs;
+        Ok(Arc::new(body))
+    }
+
     /// A composite whose definition is built by `define` from parameters with the operands' types.
     pub fn composite(
         &mut self,
@@ -303,14 +363,8 @@ impl<'a> Builder<'a> {
         operands: &[ValueId],
         define: impl FnOnce(&mut Builder<'_>, &[ValueId]) -> Result<Vec<ValueId>, GraphError>,
     ) -> Result<Vec<ValueId>, GraphError> {
-        let mut body = Graph { name: name.to_string(), ..Graph::default() };
-        for &v in operands {
-            body.add_input(self.graph.ty(v).clone(), None);
-        }
-        let params = body.inputs.clone();
-        let mut inner = Builder { graph: &mut body, symbols: self.symbols, loc: self.loc.clone() };
-        let outputs = define(&mut inner, &params)?;
-        body.outputs = outputs;
-        self.add(Op::Composite { name: name.to_string(), attributes, body: Arc::new(body) }, operands)
+        let types: Vec<Type> = operands.iter().map(|&v| self.graph.ty(v).clone()).collect();
+        let body = self.region(name, &types, define)?;
+        self.add(Op::Composite { name: name.to_string(), attributes, body }, operands)
     }
 }

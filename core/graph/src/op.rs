@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use tongtu_tensor::dim::{Dim, Sym};
 use tongtu_tensor::scalar::{Binary, Compare, Unary};
+pub use tongtu_tensor::Combiner;
 use tongtu_tensor::{CastMode, DType, Tensor};
 
 use crate::graph::{Graph, Type};
@@ -142,77 +143,12 @@ impl Attr for (String, AttrValue) {
     }
 }
 
-macro_rules! attr_enum {
-    ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $text:literal),* $(,)? }) => {
-        $(#[$meta])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum $name { $($(#[$vmeta])* $variant,)* }
-        impl $name {
-            /// Every case, in order.
-            pub const ALL: &'static [$name] = &[$($name::$variant,)*];
-            /// The name in text.
-            pub fn name(self) -> &'static str { match self { $($name::$variant => $text,)* } }
-        }
-        impl Attr for $name {
-            fn to_attr(&self) -> AttrValue { AttrValue::Str(self.name().to_string()) }
-            fn from_attr(value: &AttrValue) -> Option<Self> {
-                match value { AttrValue::Str(s) => match s.as_str() { $($text => Some($name::$variant),)* _ => None }, _ => None }
-            }
-        }
-    };
-}
-
-attr_enum! {
-    /// How reduce, scan, scatter and window reduce combine two elements. `ArgMax` and its kin take two operands,
-    /// a value and an integer index, and keep the pair that wins; NaN wins over numbers.
-    Combiner {
-        /// Sum.
-        Add = "add",
-        /// Product.
-        Mul = "mul",
-        /// Greater; NaN if either is.
-        Max = "max",
-        /// Lesser; NaN if either is.
-        Min = "min",
-        /// Bitwise or logical and.
-        And = "and",
-        /// Bitwise or logical or.
-        Or = "or",
-        /// Bitwise or logical exclusive or.
-        Xor = "xor",
-        /// Greater value; of equals the lower index.
-        ArgMax = "argmax",
-        /// Lesser value; of equals the lower index.
-        ArgMin = "argmin",
-        /// Greater value; of equals the higher index.
-        ArgMaxLast = "argmax_last",
-        /// Lesser value; of equals the higher index.
-        ArgMinLast = "argmin_last",
-        /// The newer element replaces the older (scatter only; with repeated indices, the last in row-major order).
-        Replace = "replace",
+impl Attr for Combiner {
+    fn to_attr(&self) -> AttrValue {
+        AttrValue::Str(self.name().to_string())
     }
-}
-
-impl Combiner {
-    /// Number of operands combined together.
-    pub fn arity(self) -> usize {
-        match self {
-            Combiner::ArgMax | Combiner::ArgMin | Combiner::ArgMaxLast | Combiner::ArgMinLast => 2,
-            _ => 1,
-        }
-    }
-    /// The scalar operation, for the combiners that are one.
-    pub fn binary(self) -> Option<Binary> {
-        Some(match self {
-            Combiner::Add => Binary::Add,
-            Combiner::Mul => Binary::Mul,
-            Combiner::Max => Binary::Max,
-            Combiner::Min => Binary::Min,
-            Combiner::And => Binary::And,
-            Combiner::Or => Binary::Or,
-            Combiner::Xor => Binary::Xor,
-            _ => return None,
-        })
+    fn from_attr(value: &AttrValue) -> Option<Self> {
+        if let AttrValue::Str(s) = value { Combiner::from_name(s) } else { None }
     }
 }
 
