@@ -1,0 +1,240 @@
+//! Plans: the host program that runs a model.
+
+use std::sync::Arc;
+
+use tongtu_graph::op::AttrValue;
+use tongtu_graph::{Graph, Loc, Type};
+use tongtu_tensor::dim::{Dim, Sym, Symbols};
+use tongtu_tensor::{DType, Tensor};
+
+use crate::backend::Artifact;
+
+/// A value of a [`Plan`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ValueRef(pub u32);
+
+impl ValueRef {
+    /// Position in [`Plan::values`].
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Where a value's memory comes from.
+#[derive(Clone, Debug)]
+pub enum Storage {
+    /// Given by the caller for each run.
+    Input,
+    /// A constant: an index into [`Plan::constants`].
+    Constant(usize),
+    /// A place in the device's arena, for the top-level steps `first..=last` (their positions). The offset is assigned when
+    /// sizes are bound. Every size it depends on is bound by the inputs alone.
+    Arena {
+        /// The step that defines it.
+        first: usize,
+        /// The last step that uses it (results: past the end).
+        last: usize,
+    },
+    /// Its own memory, counted by reference: growing values, values in loops and branches, sizes that depend on data.
+    Pool,
+    /// The bytes of another value under other dims.
+    Alias(ValueRef),
+    /// A host value: strings, sequences, optionals.
+    Host,
+}
+
+/// A value: memory on one device with a type and dims.
+#[derive(Clone, Debug)]
+pub struct PlanValue {
+    /// Its type; dims are over the plan's symbols.
+    pub ty: Type,
+    /// Where its memory comes from.
+    pub storage: Storage,
+    /// The device it lives on (position in the list the executor was given).
+    pub device: usize,
+    /// Name for people.
+    pub name: Option<Arc<str>>,
+}
+
+/// An input or output of the model.
+#[derive(Clone, Debug)]
+pub struct Port {
+    /// Name in the model.
+    pub name: String,
+    /// The value.
+    pub value: ValueRef,
+}
+
+/// An argument of a launch.
+#[derive(Clone, Debug)]
+pub enum Arg {
+    /// A value's memory.
+    Buffer(ValueRef),
+    /// A dim expression, passed as an `i64` scalar.
+    Dim(Dim),
+}
+
+/// What a step does.
+#[derive(Clone, Debug)]
+pub enum StepKind {
+    /// Runs a kernel over a grid.
+    Launch {
+        /// Position in [`Plan::artifacts`].
+        artifact: usize,
+        /// Position in the artifact's entries.
+        entry: usize,
+        /// Number of instances along x, y and z. With an extent of 0 nothing runs.
+        grid: [Dim; 3],
+        /// Arguments in the kernel's order.
+        args: Vec<Arg>,
+        /// The group whose subgraph it helps to compute.
+        group: usize,
+    },
+    /// Copies all bytes of one value to another, possibly on another device. Element counts are equal.
+    Copy {
+        /// From.
+        src: ValueRef,
+        /// To.
+        dst: ValueRef,
+    },
+    /// `dst` becomes another name for the contents and dims of `src` (both of storage `Pool`, `Input`, `Constant` or `Host`).
+    Assign {
+        /// From.
+        src: ValueRef,
+        /// To.
+        dst: ValueRef,
+    },
+    /// Writes a dim expression into an `i64` scalar.
+    WriteDim {
+        /// To.
+        dst: ValueRef,
+        /// The expression.
+        dim: Dim,
+    },
+    /// Binds a symbol to an `i64` scalar's contents; outside the symbol's bounds is an error.
+    Bind {
+        /// The symbol.
+        sym: Sym,
+        /// The scalar.
+        src: ValueRef,
+    },
+    /// Binds the symbols of a value's dims that are bare, from its actual dims (and checks the others).
+    BindDims {
+        /// The value.
+        value: ValueRef,
+        /// The symbols to bind anew; other dims are checked.
+        fresh: Vec<Sym>,
+    },
+    /// Two dims must be equal.
+    Guard {
+        /// One.
+        lhs: Dim,
+        /// Other.
+        rhs: Dim,
+        /// What the user should know if they differ.
+        message: String,
+    },
+    /// Runs one of two blocks by a bool scalar.
+    If {
+        /// Condition.
+        condition: ValueRef,
+        /// Run when true.
+        then_block: Block,
+        /// Run when false.
+        else_block: Block,
+    },
+    /// While the bool scalar is true runs the block, which assigns it and the carried values.
+    While {
+        /// Condition, assigned before the loop and by the block.
+        condition: ValueRef,
+        /// One turn.
+        body: Block,
+    },
+    /// An operation of the host library on host values and tensors.
+    Host {
+        /// Its name.
+        name: String,
+        /// Its parameters.
+        attributes: Vec<(String, AttrValue)>,
+        /// Operands.
+        inputs: Vec<ValueRef>,
+        /// Results.
+        outputs: Vec<ValueRef>,
+    },
+}
+
+/// One step.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// What it does.
+    pub kind: StepKind,
+    /// The device whose queue it goes to (launches and copies).
+    pub device: usize,
+    /// Steps of the same block that must have finished: positions. Steps of one device run in order anyway.
+    pub wait: Vec<usize>,
+    /// Where in the user's model it comes from.
+    pub loc: Loc,
+}
+
+/// Steps run in order.
+#[derive(Clone, Debug, Default)]
+pub struct Block {
+    /// The steps.
+    pub steps: Vec<Step>,
+}
+
+/// The part of the model that one or more launches compute together: what verification compares them with.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// Name for people: kind and the operations inside.
+    pub name: String,
+    /// The subgraph of primitives.
+    pub graph: Arc<Graph>,
+    /// The values given to the subgraph's inputs.
+    pub inputs: Vec<ValueRef>,
+    /// The values of the subgraph's outputs.
+    pub outputs: Vec<ValueRef>,
+    /// Where in the user's model it comes from.
+    pub loc: Loc,
+    /// Floating-point (or integer) operations, a fused multiply-add being 2.
+    pub flops: Dim,
+    /// Bytes that must be read and written at least.
+    pub bytes: Dim,
+}
+
+/// A host program that runs a model, with its kernels and constants.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// Dim symbols.
+    pub symbols: Symbols,
+    /// Every value.
+    pub values: Vec<PlanValue>,
+    /// The model's inputs, in its order.
+    pub inputs: Vec<Port>,
+    /// The model's outputs, in its order.
+    pub outputs: Vec<Port>,
+    /// State: positions of an input and the output that is its new contents, updated in place.
+    pub state: Vec<(usize, usize)>,
+    /// Constants, as the kernels want them (packed weights among them).
+    pub constants: Vec<Tensor>,
+    /// Compiled kernels.
+    pub artifacts: Vec<Artifact>,
+    /// The program.
+    pub body: Block,
+    /// What the launches compute.
+    pub groups: Vec<Group>,
+}
+
+impl Plan {
+    /// The element type of a value that is a tensor of numbers.
+    pub fn dtype(&self, v: ValueRef) -> Option<DType> {
+        self.values[v.index()].ty.as_tensor().map(|(d, _)| d)
+    }
+    /// The dims of a value.
+    pub fn dims(&self, v: ValueRef) -> &[Dim] {
+        match &self.values[v.index()].ty {
+            Type::Tensor { dims, .. } | Type::Strings { dims } => dims,
+            _ => &[],
+        }
+    }
+}
