@@ -326,7 +326,7 @@ class UNet(nn.Module):
             sample_size=32, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(64, 128, 256),
             down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-            cross_attention_dim=256, attention_head_dim=32, norm_num_groups=32,
+            cross_attention_dim=256, attention_head_dim=(2, 4, 8), norm_num_groups=32,
         )
         self.unet.set_attn_processor(AttnProcessor())
 
@@ -336,7 +336,7 @@ class UNet(nn.Module):
 
 def unet():
     cases = []
-    for seed, (batch, height, width, words) in enumerate([(2, 32, 32, 7), (1, 64, 64, 77), (2, 24, 40, 12)]):
+    for seed, (batch, height, width, words) in enumerate([(2, 32, 32, 7), (1, 48, 48, 77), (2, 24, 40, 12)]):
         cases.append({"sample": normal(seed, batch, 4, height, width),
                       "timestep": np.arange(37, 37 + 411 * batch, 411, dtype=np.int64),
                       "encoder_hidden_states": normal(seed + 10, batch, words, 256)})
