@@ -113,3 +113,50 @@ scalar_table! {
         Ge "ge" Exact, "Greater or equal.";
     }
 }
+
+mod approx;
+mod eval;
+
+pub use approx::{Approx, approx_binary, approx_cast, approx_compare, approx_fma, approx_unary, ulp};
+pub use eval::{eval_binary, eval_compare, eval_fma, eval_unary};
+
+use crate::DType;
+
+/// The fused multiply-add `a * b + c`, the one operation of three operands: rounded once; integers wrap.
+pub const FMA_CLASS: NumericClass = CorrectlyRounded;
+
+impl Unary {
+    /// Whether the operation is defined for elements of this type.
+    pub fn accepts(self, dtype: DType) -> bool {
+        match self {
+            Unary::Not => !dtype.is_float(),
+            Unary::Popcount | Unary::Clz => dtype.is_int(),
+            Unary::Neg | Unary::Abs | Unary::Sign => !dtype.is_bool(),
+            Unary::Floor | Unary::Ceil | Unary::Trunc | Unary::RoundEven => !dtype.is_bool(),
+            _ => dtype.is_float(),
+        }
+    }
+
+    /// The type of the result for operands of this type.
+    pub fn result(self, dtype: DType) -> DType {
+        match self {
+            Unary::IsNan | Unary::IsInf => DType::Bool,
+            _ => dtype,
+        }
+    }
+}
+
+impl Binary {
+    /// Whether the operation is defined for elements of this type.
+    pub fn accepts(self, dtype: DType) -> bool {
+        match self {
+            Binary::And | Binary::Or | Binary::Xor => !dtype.is_float(),
+            Binary::Shl | Binary::Shr => dtype.is_int(),
+            Binary::Atan2 => dtype.is_float(),
+            Binary::Sub | Binary::Div | Binary::Rem | Binary::Mod | Binary::Pow | Binary::CopySign => {
+                !dtype.is_bool()
+            }
+            Binary::Add | Binary::Mul | Binary::Max | Binary::Min | Binary::MaxNum | Binary::MinNum => true,
+        }
+    }
+}
