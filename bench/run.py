@@ -1,0 +1,308 @@
+"""Measures Tongtu beside other runtimes on the same models, inputs and threads.
+
+    python bench/run.py [MODEL...] [--threads 1,2] [--runs 20] [--rounds 3] [--out DIR]
+
+MODEL is a name under ~/.cache/tongtu/models, optionally with the data set to use as input (resnet50:1).
+Every case runs in a process of its own. The runtimes take turns within each round, and the ratio shown is the
+median over the rounds of the ratio within a round, since the speed of a shared machine drifts. Outputs are
+compared with the data set first: a runtime with wrong outputs gets no time. DIR receives bench.json, with every
+sample, and bench.md.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+import onnxdata
+
+DEFAULT_MODELS = [
+    "resnet50:1", "mobilenet-v3-large:1", "efficientnet-b0:1", "convnext-tiny:1", "vit-b16:1", "swin-tiny:1",
+    "bert-base:1", "minilm-l6:1", "gpt2:1", "gpt2:2", "t5-small-encoder:1", "t5-small-decoder:1",
+    "whisper-tiny-encoder:1", "whisper-tiny-decoder:1", "unet:1", "ppocr-v4-det:1", "ppocr-v4-rec:0",
+    "ppocr-v6-det:1", "ppocr-v6-rec:0", "ppocr-cls:0", "magika:0", "silero-vad:0",
+]
+"""Model and the data set whose inputs are timed: batch 1 at the model's usual size."""
+
+TIMEOUT = 600
+"""Seconds after which one process is given up."""
+
+
+class Failure(Exception):
+    """A runtime could not run a case, or its outputs are wrong."""
+
+
+def run_json(command, **options):
+    """Run a program that prints one JSON object on its last line, and return that object."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, **options)
+    except subprocess.TimeoutExpired:
+        raise Failure(f"no answer within {TIMEOUT} s") from None
+    except OSError as error:
+        raise Failure(str(error)) from None
+    if done.returncode != 0:
+        last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+        raise Failure(f"exit code {done.returncode}: {last[:300]}")
+    text = done.stdout.strip()
+    for candidate in (text, text.splitlines()[-1] if text else ""):
+        try:
+            return json.loads(candidate)
+        except json.JSONDecodeError:
+            continue
+    raise Failure("printed no JSON")
+
+
+class Tongtu:
+    """The release build of this tree, through its command line."""
+
+    name = "tongtu"
+
+    def __init__(self, program):
+        self.program = str(program)
+
+    def version(self):
+        return subprocess.run([self.program, "--version"], capture_output=True, text=True).stdout.strip()
+
+    def check(self, folder, data_set, threads):
+        """Raises Failure unless the outputs agree with the data set."""
+        run_json([self.program, "run", str(folder / "model.onnx"), "--data-set", str(data_set), "--threads",
+                  str(threads), "--json"])
+
+    def measure(self, folder, data_set, threads, runs):
+        """samples_ms, compile_ms, cached_start_ms and peak_rss_bytes of one process."""
+        return run_json([self.program, "bench", str(folder / "model.onnx"), "--data-set", str(data_set), "--threads",
+                         str(threads), "--runs", str(runs), "--json"])
+
+    def peak(self):
+        """What the machine can do right now, by the program's own probe; None where it gives none."""
+        try:
+            return run_json([self.program, "doctor", "--json"]).get("peak")
+        except Failure:
+            return None
+
+
+class OnnxRuntime:
+    """ONNX Runtime from the Python environment, with its default optimisations."""
+
+    name = "onnxruntime"
+
+    def version(self):
+        import onnxruntime
+
+        return f"onnxruntime {onnxruntime.__version__}"
+
+    def check(self, folder, data_set, threads):
+        worst = self._child("check", folder, data_set, threads, 1)["worst"]
+        if worst > 1e-2:
+            raise Failure(f"outputs differ by {worst:.1e} of the largest value")
+
+    def measure(self, folder, data_set, threads, runs):
+        return self._child("measure", folder, data_set, threads, runs)
+
+    def _child(self, action, folder, data_set, threads, runs):
+        return run_json([sys.executable, __file__, "--child", action, str(folder), str(data_set), str(threads),
+                         str(runs)])
+
+    @staticmethod
+    def child(action, folder, data_set, threads, runs):
+        """The measuring process itself."""
+        import numpy as np
+        import onnxruntime
+        from onnx import TensorProto, numpy_helper
+
+        del onnxruntime
+        folder, data_set = pathlib.Path(folder), pathlib.Path(data_set)
+
+        def tensors(kind):
+            files = sorted(data_set.glob(f"{kind}_*.pb"), key=lambda path: int(path.stem.split("_")[1]))
+            return [numpy_helper.to_array(TensorProto.FromString(path.read_bytes())) for path in files]
+
+        inputs = tensors("input")
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        start = time.perf_counter()
+        runner = onnxdata.session(folder / "model.onnx", int(threads), optimise=True)
+        feed = {value.name: array for value, array in zip(runner.get_inputs(), inputs, strict=True)}
+        outputs = runner.run(None, feed)
+        first = time.perf_counter() - start
+        if action == "check":
+            worst = 0.0
+            for got, want in zip(outputs, tensors("output"), strict=True):
+                if got.dtype.kind == "f" and want.size:
+                    worst = max(worst, float(np.abs(got - want).max() / max(np.abs(want).max(), 1e-6)))
+            return {"worst": worst}
+        samples = []
+        for _ in range(int(runs)):
+            start = time.perf_counter()
+            runner.run(None, feed)
+            samples.append((time.perf_counter() - start) * 1e3)
+        return {
+            "samples_ms": samples,
+            "compile_ms": first * 1e3,
+            "cached_start_ms": first * 1e3,
+            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "start_rss_bytes": before,
+        }
+
+
+def spread(samples):
+    """Half the distance between the quartiles, as a share of the median."""
+    if len(samples) < 4:
+        return 0.0
+    low, middle, high = statistics.quantiles(samples, n=4)
+    return (high - low) / 2 / middle
+
+
+def measure_case(peers, folder, data_set, threads, runs, rounds):
+    """One row: for each peer its samples by round, or why it has none."""
+    row = {}
+    for peer in peers:
+        try:
+            peer.check(folder, data_set, threads)
+            row[peer.name] = {"rounds": []}
+        except Failure as failure:
+            row[peer.name] = {"failed": str(failure)}
+    per_round = max(1, runs // rounds)
+    for number in range(rounds):
+        order = peers if number % 2 == 0 else peers[::-1]
+        for peer in order:
+            entry = row[peer.name]
+            if "failed" in entry:
+                continue
+            try:
+                result = peer.measure(folder, data_set, threads, per_round)
+            except Failure as failure:
+                row[peer.name] = {"failed": str(failure)}
+                continue
+            entry["rounds"].append(result)
+    for entry in row.values():
+        if "failed" in entry:
+            continue
+        samples = [sample for result in entry["rounds"] for sample in result["samples_ms"]]
+        entry["median_ms"] = statistics.median(samples)
+        entry["spread"] = spread(samples)
+        for key in ("compile_ms", "cached_start_ms", "peak_rss_bytes"):
+            values = [result[key] for result in entry["rounds"] if result.get(key) is not None]
+            # The first process of a row may compile; the later ones find its result in the cache.
+            entry[key] = None if not values else max(values) if key != "cached_start_ms" else min(values)
+    return row
+
+
+def ratio(row, ours, theirs):
+    """Median over the rounds of our median by theirs; None where either failed."""
+    if "failed" in row[ours] or "failed" in row[theirs]:
+        return None
+    pairs = zip(row[ours]["rounds"], row[theirs]["rounds"], strict=True)
+    return statistics.median(
+        statistics.median(a["samples_ms"]) / statistics.median(b["samples_ms"]) for a, b in pairs)
+
+
+def markdown(report):
+    """The report as a table."""
+    names = report["peers"]
+    lines = [
+        f"{report['date']}, {report['cpu']}, {report['cores']} cores, load {report['load']:.1f} at the start; "
+        + "; ".join(report["versions"].values()) + ".",
+        "",
+        "| model | threads | " + " | ".join(f"{name} ms (±)" for name in names)
+        + " | ratio | compile ms | cached start ms | peak MB |",
+        "|---|---|" + "---|" * len(names) + "---|---|---|---|",
+    ]
+    for case in report["cases"]:
+        row = case["results"]
+
+        def both(key, scale=1.0, row=row):
+            cells = []
+            for name in names:
+                value = row[name].get(key)
+                cells.append("-" if value is None else f"{value * scale:.0f}")
+            return " / ".join(cells)
+
+        times = []
+        for name in names:
+            entry = row[name]
+            times.append("failed" if "failed" in entry else f"{entry['median_ms']:.2f} ({entry['spread']:.0%})")
+        share = case["ratio"]
+        lines.append(f"| {case['model']} | {case['threads']} | " + " | ".join(times)
+                     + f" | {'-' if share is None else f'{share:.2f}'} | {both('compile_ms')}"
+                     + f" | {both('cached_start_ms')} | {both('peak_rss_bytes', 1e-6)} |")
+    failures = [f"- {case['model']}, {case['threads']} threads, {name}: {entry['failed']}"
+                for case in report["cases"] for name, entry in case["results"].items() if "failed" in entry]
+    if failures:
+        lines += ["", "Failed:", "", *failures]
+    return "\n".join(lines) + "\n"
+
+
+def cpu_name():
+    try:
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.machine()
+
+
+def main():
+    if sys.argv[1:2] == ["--child"]:
+        print(json.dumps(OnnxRuntime.child(*sys.argv[2:])))
+        return 0
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", metavar="MODEL")
+    parser.add_argument("--threads", default="1", help="thread counts, separated by commas (default: 1)")
+    parser.add_argument("--runs", type=int, default=20, help="timed runs of each runtime, over all rounds")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peers", default="onnxruntime", help="runtimes beside Tongtu, separated by commas")
+    parser.add_argument("--program", type=pathlib.Path, default=ROOT / "target" / "release" / "tongtu")
+    parser.add_argument("--out", type=pathlib.Path, help="folder for bench.json and bench.md")
+    arguments = parser.parse_args()
+    known = {peer.name: peer for peer in (OnnxRuntime,)}
+    ours = Tongtu(arguments.program)
+    others = [known[name]() for name in arguments.peers.split(",") if name]
+    peers = [ours, *others]
+    if not arguments.program.is_file():
+        parser.error(f"{arguments.program} is not there; run: cargo build --release -p tongtu-cli")
+    report = {
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "peers": [peer.name for peer in peers],
+        "versions": {peer.name: peer.version() for peer in peers},
+        "cases": [],
+    }
+    models = onnxdata.cache_dir() / "models"
+    failed = False
+    for choice in arguments.models or DEFAULT_MODELS:
+        name, _, number = choice.partition(":")
+        folder = models / name
+        data_set = folder / f"test_data_set_{number or 0}"
+        if not data_set.is_dir():
+            print(f"skipped {choice}: not in {models} (scripts/fetch-models, bench/export.py)", file=sys.stderr)
+            failed = failed or bool(arguments.models)
+            continue
+        for threads in (int(count) for count in arguments.threads.split(",")):
+            print(f"{choice}, {threads} threads", file=sys.stderr, flush=True)
+            row = measure_case(peers, folder, data_set, threads, arguments.runs, arguments.rounds)
+            share = ratio(row, ours.name, others[0].name) if others else None
+            failed = failed or "failed" in row[ours.name]
+            report["cases"].append({"model": choice, "threads": threads, "peak": ours.peak(), "ratio": share,
+                                    "results": row})
+    text = markdown(report)
+    print(text)
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        (arguments.out / "bench.json").write_text(json.dumps(report, indent=1) + "\n")
+        (arguments.out / "bench.md").write_text(text)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
