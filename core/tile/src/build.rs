@@ -288,7 +288,13 @@ impl KernelBuilder {
         self.one(Op::Gather { pad, masked: mask.is_some() }, &operands)
     }
     /// Writes elements at indices.
-    pub fn scatter(&mut self, buffer: Val, index: Val, value: Val, mask: Option<Val>) -> Result<(), TileError> {
+    pub fn scatter(
+        &mut self,
+        buffer: Val,
+        index: Val,
+        value: Val,
+        mask: Option<Val>,
+    ) -> Result<(), TileError> {
         let operands: Vec<Val> = [buffer, index, value].into_iter().chain(mask).collect();
         self.add_inst(Op::Scatter { masked: mask.is_some() }, &operands).map(|_| ())
     }
@@ -354,7 +360,11 @@ impl KernelBuilder {
         self.enter(carried.clone());
         let (next, results) = body(self, &carried)?;
         self.check_carried(&Op::While {}, &results, &tys)?;
-        self.check_carried(&Op::While {}, &[condition, next], &[Ty::scalar(DType::Bool), Ty::scalar(DType::Bool)])?;
+        self.check_carried(
+            &Op::While {},
+            &[condition, next],
+            &[Ty::scalar(DType::Bool), Ty::scalar(DType::Bool)],
+        )?;
         let block = self.leave(std::iter::once(next).chain(results).collect());
         let operands: Vec<Val> = std::iter::once(condition).chain(init.iter().copied()).collect();
         Ok(self.push(Op::While {}, operands, tys, vec![block]))

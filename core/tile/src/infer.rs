@@ -59,7 +59,7 @@ fn map_ok(map: &TileMap, rank: usize, inside: &[bool]) -> Result<Vec<usize>, Str
         return Err(format!("'inside' has {} entries for {rank} view dims", inside.len()));
     }
     for f in map.0.iter().flatten() {
-        if f.size == 0 || f.dim.is_some_and(|d| d >= rank) {
+        if f.size == 0 || f.dim.is_some_and(|d| d >= rank) || f.step.unsigned_abs() > 1 << 32 {
             return Err(format!("factor {f:?} on a view of rank {rank}"));
         }
     }
@@ -182,7 +182,11 @@ pub fn infer(op: &Op, tys: &[&Ty]) -> Result<Vec<Ty>, String> {
         Op::Bitcast { to } => {
             count(tys, 1)?;
             let (d, s) = tile(tys, 0)?;
-            if d.bits() == to.bits() { one(*to, &s) } else { Err(format!("{d} and {to} have different widths")) }
+            if d.bits() == to.bits() {
+                one(*to, &s)
+            } else {
+                Err(format!("{d} and {to} have different widths"))
+            }
         }
         Op::Broadcast { shape } => {
             count(tys, 1)?;
@@ -281,7 +285,9 @@ pub fn infer(op: &Op, tys: &[&Ty]) -> Result<Vec<Ty>, String> {
             Ok(vec![Ty::View { dtype: d, rank: *rank }])
         }
         Op::Load { map, inside, masked, .. } => {
-            let Some(Ty::View { dtype, rank }) = tys.first() else { return Err("operand 0 is not a view".into()) };
+            let Some(Ty::View { dtype, rank }) = tys.first() else {
+                return Err("operand 0 is not a view".into());
+            };
             let shape = map_ok(map, *rank, inside)?;
             count(tys, 1 + rank + usize::from(*masked))?;
             for i in 1..=*rank {
@@ -293,7 +299,9 @@ pub fn infer(op: &Op, tys: &[&Ty]) -> Result<Vec<Ty>, String> {
             one(*dtype, &shape)
         }
         Op::Store { map, inside, masked } => {
-            let Some(Ty::View { dtype, rank }) = tys.first() else { return Err("operand 0 is not a view".into()) };
+            let Some(Ty::View { dtype, rank }) = tys.first() else {
+                return Err("operand 0 is not a view".into());
+            };
             let shape = map_ok(map, *rank, inside)?;
             count(tys, 2 + rank + usize::from(*masked))?;
             let (d, s) = tile(tys, 1)?;
@@ -330,7 +338,9 @@ pub fn infer(op: &Op, tys: &[&Ty]) -> Result<Vec<Ty>, String> {
             match op {
                 Op::AtomicReduce { combiner: Combiner::Replace | Combiner::Mul, .. }
                 | Op::AtomicRmw { combiner: Combiner::Mul, .. } => Err("no such atomic combiner".into()),
-                Op::AtomicReduce { combiner, .. } | Op::AtomicRmw { combiner, .. } if combiner.arity() != 1 => {
+                Op::AtomicReduce { combiner, .. } | Op::AtomicRmw { combiner, .. }
+                    if combiner.arity() != 1 =>
+                {
                     Err("arg-combiners are not atomic".into())
                 }
                 Op::AtomicRmw { .. } => one(d, &s),

@@ -61,7 +61,7 @@ pub struct Flags {
 }
 
 /// One instruction.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Inst {
     /// What it does.
     pub op: Op,
@@ -78,7 +78,7 @@ pub struct Inst {
 }
 
 /// A sequence of instructions with parameters and results. Inner blocks see the values defined before them in outer ones.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Block {
     /// Parameters (induction variable, carried values).
     pub params: Vec<Val>,
@@ -89,7 +89,7 @@ pub struct Block {
 }
 
 /// A function run once by every program instance of a grid.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Kernel {
     /// Name.
     pub name: String,
@@ -115,7 +115,7 @@ impl Kernel {
 }
 
 /// Kernels compiled and shipped together.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Module {
     /// The kernels; names are unique.
     pub kernels: Vec<Kernel>,

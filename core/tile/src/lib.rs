@@ -22,10 +22,16 @@ pub mod error;
 pub mod infer;
 pub mod kernel;
 pub mod op;
+pub mod text;
 pub mod types;
+mod value;
+pub mod verify;
 
 pub use build::KernelBuilder;
 pub use error::TileError;
 pub use kernel::{Access, Block, Flags, Inst, Kernel, Module, Param, ParamKind, Val};
 pub use op::{Factor, Op, Ordering, Scope, TileMap};
+pub use text::{parse_kernel, parse_module};
 pub use types::Ty;
+pub use value::Value;
+pub use verify::verify;

@@ -6,6 +6,8 @@
 use tongtu_tensor::scalar::{Binary, Compare, Unary};
 use tongtu_tensor::{CastMode, Combiner, DType, Num};
 
+use crate::value::{Value, read_value, text_value};
+
 /// One factor of a tile dim in a block access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Factor {
@@ -37,7 +39,7 @@ impl TileMap {
     }
     /// The tile's shape.
     pub fn shape(&self) -> Vec<usize> {
-        self.0.iter().map(|fs| fs.iter().map(|f| f.size).product()).collect()
+        self.0.iter().map(|fs| fs.iter().fold(1usize, |n, f| n.saturating_mul(f.size))).collect()
     }
 }
 
@@ -84,6 +86,39 @@ macro_rules! tile_table {
                     Op::Binary(b) => b.name(),
                     Op::Compare(c) => c.name(),
                     $(Op::$variant { .. } => $name,)*
+                }
+            }
+            /// The attributes with their names, in table order; those that have their default value are left out.
+            pub fn attributes(&self) -> Vec<(&'static str, Value)> {
+                match self {
+                    Op::Unary(_) | Op::Binary(_) | Op::Compare(_) => Vec::new(),
+                    $(Op::$variant { $($field),* } => {
+                        let list: Vec<(&'static str, Option<Value>)> = vec![$((stringify!($field), text_value($field))),*];
+                        list.into_iter().filter_map(|(n, v)| Some((n, v?))).collect()
+                    })*
+                }
+            }
+            /// The instruction with this name and these attributes; an error says which attribute is missing, unknown or wrong.
+            pub fn from_attributes(name: &str, attributes: &[(String, Value)]) -> Result<Op, String> {
+                let scalar = Unary::from_name(name).map(Op::Unary)
+                    .or_else(|| Binary::from_name(name).map(Op::Binary))
+                    .or_else(|| Compare::from_name(name).map(Op::Compare));
+                let known: &[&str] = match name {
+                    $($name => &[$(stringify!($field)),*],)*
+                    _ if scalar.is_some() => &[],
+                    _ => return Err(format!("no instruction is called '{name}'")),
+                };
+                for (i, (n, _)) in attributes.iter().enumerate() {
+                    if !known.contains(&n.as_str()) {
+                        return Err(format!("'{name}' has no attribute '{n}'"));
+                    }
+                    if attributes[..i].iter().any(|(m, _)| m == n) {
+                        return Err(format!("attribute '{n}' is given twice"));
+                    }
+                }
+                match name {
+                    $($name => Ok(Op::$variant { $($field: read_value(attributes, stringify!($field))?),* }),)*
+                    _ => scalar.ok_or_else(|| format!("no instruction is called '{name}'")),
                 }
             }
         }
