@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use tongtu_tensor::dim::{Dim, Sym, Symbols};
 use tongtu_tensor::scalar::{Binary, Compare, Unary};
-use tongtu_tensor::{CastMode, DType, Num, Tensor};
+use tongtu_tensor::{CastMode, Combiner, DType, Num, Tensor};
 
 use crate::error::GraphError;
 use crate::graph::{Graph, Loc, Node, Type, ValueId};
 use crate::infer;
-use crate::op::{Combiner, ConvSpec, Op, WindowSpec};
+use crate::op::{ConvSpec, Op, WindowSpec};
 
 /// Result of adding a node with one result.
 pub type One = Result<ValueId, GraphError>;
@@ -48,7 +48,12 @@ impl<'a> Builder<'a> {
         let types: Vec<Type> = inputs.iter().map(|&v| self.graph.ty(v).clone()).collect();
         let results = infer::infer(&op, &types, self.symbols, &self.loc)?;
         let outputs: Vec<ValueId> = results.into_iter().map(|t| self.graph.add_value(t, None)).collect();
-        self.graph.nodes.push(Node { op, inputs: inputs.to_vec(), outputs: outputs.clone(), loc: self.loc.clone() });
+        self.graph.nodes.push(Node {
+            op,
+            inputs: inputs.to_vec(),
+            outputs: outputs.clone(),
+            loc: self.loc.clone(),
+        });
         Ok(outputs)
     }
     /// Adds an operation with one result.
@@ -131,7 +136,11 @@ impl<'a> Builder<'a> {
                         return Err(GraphError::Shape {
                             op: "broadcast".into(),
                             loc: self.loc.clone(),
-                            detail: format!("dims {} and {} do not broadcast", o.display(self.symbols), d.display(self.symbols)),
+                            detail: format!(
+                                "dims {} and {} do not broadcast",
+                                o.display(self.symbols),
+                                d.display(self.symbols)
+                            ),
                         });
                     }
                     *o = infer::simpler(o, d);
@@ -304,7 +313,13 @@ impl<'a> Builder<'a> {
         self.one(Op::GatherNd { batch }, &[data, indices])
     }
     /// Updates at rows of indices (see [`Op::ScatterNd`]).
-    pub fn scatter_nd(&mut self, combiner: Combiner, data: ValueId, indices: ValueId, updates: ValueId) -> One {
+    pub fn scatter_nd(
+        &mut self,
+        combiner: Combiner,
+        data: ValueId,
+        indices: ValueId,
+        updates: ValueId,
+    ) -> One {
         self.one(Op::ScatterNd { combiner }, &[data, indices, updates])
     }
     /// Updates at an index in one dim for every other position (see [`Op::ScatterAlong`]).
@@ -319,11 +334,23 @@ impl<'a> Builder<'a> {
         self.one(Op::ScatterAlong { axis, combiner }, &[data, indices, updates])
     }
     /// Running combination of one operand along a dim.
-    pub fn scan(&mut self, combiner: Combiner, x: ValueId, axis: usize, exclusive: bool, reverse: bool) -> One {
+    pub fn scan(
+        &mut self,
+        combiner: Combiner,
+        x: ValueId,
+        axis: usize,
+        exclusive: bool,
+        reverse: bool,
+    ) -> One {
         self.one(Op::Scan { combiner, axis, exclusive, reverse }, &[x])
     }
     /// Stable sort of several operands by the first.
-    pub fn sort(&mut self, xs: &[ValueId], axis: usize, descending: bool) -> Result<Vec<ValueId>, GraphError> {
+    pub fn sort(
+        &mut self,
+        xs: &[ValueId],
+        axis: usize,
+        descending: bool,
+    ) -> Result<Vec<ValueId>, GraphError> {
         self.add(Op::Sort { axis, descending }, xs)
     }
     /// An operation of the host library on strings, sequences or optionals.

@@ -3,17 +3,25 @@
 //! Dims that must be equal may be different expressions as long as they could be equal: the plan then checks the
 //! equality when sizes are bound. Dims that can't be equal are an error here.
 
-use tongtu_tensor::DType;
 use tongtu_tensor::dim::{Dim, Symbols};
-use tongtu_tensor::scalar::{Binary, Unary};
+use tongtu_tensor::scalar::Unary;
+use tongtu_tensor::{Combiner, DType};
 
 use crate::error::GraphError;
 use crate::graph::{Loc, Type};
-use crate::op::{Combiner, ConvRole, ConvSpec, Op, WindowSpec};
+use crate::op::{ConvRole, ConvSpec, Op, WindowSpec};
 
 /// The simpler of two dims taken to be equal: a constant before a symbol before an expression.
 pub fn simpler(a: &Dim, b: &Dim) -> Dim {
-    let rank = |d: &Dim| if d.as_const().is_some() { 0 } else if d.as_sym().is_some() { 1 } else { 2 };
+    let rank = |d: &Dim| {
+        if d.as_const().is_some() {
+            0
+        } else if d.as_sym().is_some() {
+            1
+        } else {
+            2
+        }
+    };
     if rank(b) < rank(a) { b.clone() } else { a.clone() }
 }
 
@@ -32,7 +40,7 @@ pub fn numel(dims: &[Dim]) -> Dim {
 pub fn window_len(n: &Dim, k: i64, stride: i64, pad: &(Dim, Dim), dilation: i64) -> Dim {
     let span = (k - 1) * dilation + 1;
     let room = n + &pad.0 + &pad.1 - span;
-    let len = room.floordiv(stride) + 1;
+    let len = room.floordiv(&Dim::from(stride)) + 1;
     match len.as_const() {
         Some(c) => Dim::from(c.max(0)),
         None => len,
@@ -111,30 +119,7 @@ impl Ctx<'_> {
 }
 
 fn unary_type(c: &Ctx<'_>, op: Unary, d: DType) -> Result<DType, GraphError> {
-    use Unary::*;
-    let ok = match op {
-        IsNan | IsInf => d.is_float(),
-        Neg | Abs | Sign => !d.is_bool(),
-        Not => !d.is_float(),
-        Popcount | Clz => d.is_int(),
-        Floor | Ceil | Trunc | RoundEven => d.is_float(),
-        _ => d.is_float(),
-    };
-    if !ok {
-        return Err(c.ty(format!("'{op}' does not take {d}")));
-    }
-    Ok(if matches!(op, IsNan | IsInf) { DType::Bool } else { d })
-}
-
-fn binary_ok(op: Binary, d: DType) -> bool {
-    use Binary::*;
-    match op {
-        And | Or | Xor => !d.is_float(),
-        Shl | Shr => d.is_int(),
-        Atan2 | CopySign => d.is_float(),
-        Add | Mul | Max | Min => true,
-        _ => !d.is_bool(),
-    }
+    if op.accepts(d) { Ok(op.result(d)) } else { Err(c.ty(format!("'{op}' does not take {d}"))) }
 }
 
 /// The result types of an operation. Errors name the operation, its origin and the rule that is broken.
@@ -149,7 +134,7 @@ pub fn infer(op: &Op, inputs: &[Type], symbols: &Symbols, loc: &Loc) -> Result<V
         Op::Binary(b) => {
             let [(d, x), (e, y)] = c.tensors()?;
             c.same_types(d, e)?;
-            if !binary_ok(*b, d) {
+            if !b.accepts(d) {
                 return Err(c.ty(format!("'{b}' does not take {d}")));
             }
             one(d, c.same_dims("operands", x, y)?)
@@ -221,7 +206,9 @@ pub fn infer(op: &Op, inputs: &[Type], symbols: &Symbols, loc: &Loc) -> Result<V
         Op::Permute { perm } => {
             let [(d, x)] = c.tensors()?;
             let mut seen = vec![false; x.len()];
-            if perm.len() != x.len() || !perm.iter().all(|&p| p < x.len() && !std::mem::replace(&mut seen[p], true)) {
+            if perm.len() != x.len()
+                || !perm.iter().all(|&p| p < x.len() && !std::mem::replace(&mut seen[p], true))
+            {
                 return Err(c.shape(format!("{perm:?} is no permutation of {} dims", x.len())));
             }
             one(d, perm.iter().map(|&p| x[p].clone()).collect())
@@ -252,7 +239,9 @@ pub fn infer(op: &Op, inputs: &[Type], symbols: &Symbols, loc: &Loc) -> Result<V
                 if let (Some(n), true) = (x[i].as_const(), l > 0) {
                     let last = (l - 1).checked_mul(step[i]).and_then(|v| v.checked_add(s));
                     if s >= n || !last.is_some_and(|v| (0..n).contains(&v)) {
-                        return Err(c.shape(format!("dim {i}: {l} elements from {s} by {} leave 0..{n}", step[i])));
+                        return Err(
+                            c.shape(format!("dim {i}: {l} elements from {s} by {} leave 0..{n}", step[i]))
+                        );
                     }
                 }
             }
@@ -284,7 +273,8 @@ pub fn infer(op: &Op, inputs: &[Type], symbols: &Symbols, loc: &Loc) -> Result<V
                     return Err(c.shape("ranks differ"));
                 }
                 for k in 0..dims.len() {
-                    dims[k] = if k == *axis { &dims[k] + &x[k] } else { c.same("joined dims", &dims[k], &x[k])? };
+                    dims[k] =
+                        if k == *axis { &dims[k] + &x[k] } else { c.same("joined dims", &dims[k], &x[k])? };
                 }
             }
             one(d, dims)
@@ -309,7 +299,9 @@ pub fn infer(op: &Op, inputs: &[Type], symbols: &Symbols, loc: &Loc) -> Result<V
             c.index_type(1)?;
             let k = index_depth(&c, i)?;
             if *batch >= i.len() || batch + k > x.len() {
-                return Err(c.shape(format!("{batch} batch dims and {k} indices of a value of rank {}", x.len())));
+                return Err(
+                    c.shape(format!("{batch} batch dims and {k} indices of a value of rank {}", x.len()))
+                );
             }
             c.same_dims("batch dims", &x[..*batch], &i[..*batch])?;
             one(d, i[..i.len() - 1].iter().chain(&x[batch + k..]).cloned().collect())
@@ -472,7 +464,7 @@ fn check_scatter(c: &Ctx<'_>, combiner: Combiner) -> Result<(), GraphError> {
         return Err(c.ty(format!("updates can't combine by {}", combiner.name())));
     }
     if let (Some(b), (d, _)) = (combiner.binary(), c.tensor(0)?)
-        && !binary_ok(b, d)
+        && !b.accepts(d)
     {
         return Err(c.ty(format!("'{b}' does not take {d}")));
     }
@@ -489,7 +481,7 @@ fn check_combined(c: &Ctx<'_>, combiner: Combiner) -> Result<Vec<Dim>, GraphErro
     let (d, dims) = c.tensor(0)?;
     let mut dims = dims.to_vec();
     if let Some(b) = combiner.binary()
-        && !binary_ok(b, d)
+        && !b.accepts(d)
     {
         return Err(c.ty(format!("'{b}' does not take {d}")));
     }
@@ -531,13 +523,22 @@ fn check_results<'a>(
     Ok(())
 }
 
-fn role_dims<'d>(c: &Ctx<'_>, roles: &[ConvRole], dims: &'d [Dim], spatial: usize) -> Result<Vec<&'d Dim>, GraphError> {
+fn role_dims<'d>(
+    c: &Ctx<'_>,
+    roles: &[ConvRole],
+    dims: &'d [Dim],
+    spatial: usize,
+) -> Result<Vec<&'d Dim>, GraphError> {
     if roles.len() != dims.len() || roles.len() != spatial + 2 {
         return Err(c.shape(format!("{} roles for {} dims, {} spatial", roles.len(), dims.len(), spatial)));
     }
     let want = [ConvRole::N, ConvRole::C].into_iter().chain((0..spatial).map(ConvRole::S));
     want.map(|r| {
-        roles.iter().position(|x| *x == r).map(|p| &dims[p]).ok_or_else(|| c.shape(format!("no dim has the role {r:?}")))
+        roles
+            .iter()
+            .position(|x| *x == r)
+            .map(|p| &dims[p])
+            .ok_or_else(|| c.shape(format!("no dim has the role {r:?}")))
     })
     .collect()
 }
@@ -562,7 +563,8 @@ fn conv_dims(c: &Ctx<'_>, spec: &ConvSpec, x: &[Dim], k: &[Dim]) -> Result<Vec<D
     }
     let mut by_role = vec![xr[0].clone(), kr[0].clone()];
     for s in 0..rank {
-        let taps = kr[2 + s].as_const().ok_or_else(|| c.shape("the kernel's spatial dims must be constants"))?;
+        let taps =
+            kr[2 + s].as_const().ok_or_else(|| c.shape("the kernel's spatial dims must be constants"))?;
         let n = if spec.input_dilation[s] == 1 {
             xr[2 + s].clone()
         } else {

@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 pub mod build;
+pub mod composite;
 pub mod error;
 pub mod graph;
 pub mod infer;
@@ -20,4 +21,5 @@ pub mod op;
 pub use build::Builder;
 pub use error::GraphError;
 pub use graph::{Graph, Loc, Module, Node, Type, Value, ValueId};
-pub use op::{AttrValue, Combiner, ConvRole, ConvSpec, Op, WindowSpec};
+pub use op::{AttrValue, ConvRole, ConvSpec, Op, WindowSpec};
+pub use tongtu_tensor::Combiner;

@@ -9,8 +9,7 @@ use std::sync::Arc;
 
 use tongtu_tensor::dim::{Dim, Sym};
 use tongtu_tensor::scalar::{Binary, Compare, Unary};
-pub use tongtu_tensor::Combiner;
-use tongtu_tensor::{CastMode, DType, Tensor};
+use tongtu_tensor::{CastMode, Combiner, DType, Tensor};
 
 use crate::graph::{Graph, Type};
 
@@ -137,7 +136,9 @@ impl Attr for (String, AttrValue) {
     }
     fn from_attr(value: &AttrValue) -> Option<Self> {
         match value {
-            AttrValue::List(items) if items.len() == 2 => Some((String::from_attr(&items[0])?, items[1].clone())),
+            AttrValue::List(items) if items.len() == 2 => {
+                Some((String::from_attr(&items[0])?, items[1].clone()))
+            }
             _ => None,
         }
     }

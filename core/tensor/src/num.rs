@@ -51,6 +51,38 @@ pub struct CastMode {
     pub rounding: Rounding,
 }
 
+impl Overflow {
+    /// The name in text forms.
+    pub fn name(self) -> &'static str {
+        match self {
+            Overflow::Saturate => "saturate",
+            Overflow::Format => "format",
+        }
+    }
+}
+
+impl Rounding {
+    /// The name in text forms.
+    pub fn name(self) -> &'static str {
+        match self {
+            Rounding::NearestEven => "nearest_even",
+            Rounding::TowardZero => "toward_zero",
+            Rounding::Down => "down",
+            Rounding::Up => "up",
+        }
+    }
+}
+
+impl CastMode {
+    /// The mode with these names.
+    pub fn from_names(overflow: &str, rounding: &str) -> Option<CastMode> {
+        let overflow = [Overflow::Saturate, Overflow::Format].into_iter().find(|o| o.name() == overflow)?;
+        let all = [Rounding::NearestEven, Rounding::TowardZero, Rounding::Down, Rounding::Up];
+        let rounding = all.into_iter().find(|r| r.name() == rounding)?;
+        Some(CastMode { overflow, rounding })
+    }
+}
+
 impl Num {
     /// The value as `f64`; integers beyond 2^53 round to nearest even.
     pub fn to_f64(self) -> f64 {

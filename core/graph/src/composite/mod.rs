@@ -12,20 +12,20 @@ mod quant;
 mod recurrent;
 mod resize;
 
-pub use attention::AttentionSpec;
+pub use attention::{AttentionSpec, Scores};
 pub use pool::{DepthToSpace, PoolSpec};
 pub use quant::Granularity;
-pub use recurrent::{Activation, Direction, RecurrentSpec};
-pub use resize::{Coordinates, Interpolation, NearestMode, ResizeAxis};
+pub use recurrent::{Activation, Direction, RecurrentInputs, RecurrentSpec};
+pub use resize::{Coordinates, Interpolation, NearestMode, ResizeAxis, ResizeMode};
 
 use tongtu_tensor::dim::Dim;
 use tongtu_tensor::scalar::{Binary, Unary};
-use tongtu_tensor::{CastMode, DType, Overflow, Rounding};
+use tongtu_tensor::{CastMode, Combiner, DType, Overflow, Rounding};
 
 use crate::build::{Builder, One};
 use crate::error::GraphError;
 use crate::graph::ValueId;
-use crate::op::{Attr, AttrValue, Combiner};
+use crate::op::{Attr, AttrValue};
 
 /// The type a definition computes in for operands of a floating-point type: `f64` for itself, `f32` for the others.
 pub fn wide(dtype: DType) -> DType {
@@ -54,12 +54,20 @@ impl Builder<'_> {
     /// Refuses a value that is not of a floating-point type.
     pub(crate) fn float_only(&self, op: &str, x: ValueId) -> Result<DType, GraphError> {
         let d = self.dtype(x);
-        if d.is_float() { Ok(d) } else { Err(self.type_error(op, format!("takes floating-point types, not {d}"))) }
+        if d.is_float() {
+            Ok(d)
+        } else {
+            Err(self.type_error(op, format!("takes floating-point types, not {d}")))
+        }
     }
     /// Refuses an axis past the rank.
     pub(crate) fn check_axis(&self, op: &str, x: ValueId, axis: usize) -> Result<(), GraphError> {
         let rank = self.rank(x);
-        if axis < rank { Ok(()) } else { Err(self.shape_error(op, format!("axis {axis} of a value of rank {rank}"))) }
+        if axis < rank {
+            Ok(())
+        } else {
+            Err(self.shape_error(op, format!("axis {axis} of a value of rank {rank}")))
+        }
     }
 
     /// Conversion as the formats themselves say: to nearest even, out of range to infinity or NaN, integers wrap.

@@ -1,5 +1,6 @@
 //! Means, norms, normalisations and softmax.
 
+use tongtu_tensor::Combiner;
 use tongtu_tensor::dim::Dim;
 use tongtu_tensor::scalar::{Binary, Unary};
 
@@ -7,7 +8,7 @@ use crate::build::{Builder, One};
 use crate::composite::{attr, attributes, wide};
 use crate::error::GraphError;
 use crate::graph::ValueId;
-use crate::op::{Combiner, WindowSpec};
+use crate::op::WindowSpec;
 
 impl Builder<'_> {
     /// `exp(x - max) / sum(exp(x - max))` along a dim.
@@ -154,7 +155,11 @@ impl Builder<'_> {
             let x = b.widen_all(x, wide(d))?;
             let axes: Vec<usize> = (axis..b.rank(x[0])).collect();
             let (y, ..) = b.normalised(x[0], &axes, epsilon)?;
-            let y = b.affine(y, x[1..].first().copied().filter(|_| scale.is_some()), bias.map(|_| x[x.len() - 1]))?;
+            let y = b.affine(
+                y,
+                x[1..].first().copied().filter(|_| scale.is_some()),
+                bias.map(|_| x[x.len() - 1]),
+            )?;
             b.convert(y, d)
         })
     }
@@ -173,7 +178,11 @@ impl Builder<'_> {
             let x = b.widen_all(x, wide(d))?;
             let axes: Vec<usize> = (axis..b.rank(x[0])).collect();
             let (y, mean, inv) = b.normalised(x[0], &axes, epsilon)?;
-            let y = b.affine(y, x[1..].first().copied().filter(|_| scale.is_some()), bias.map(|_| x[x.len() - 1]))?;
+            let y = b.affine(
+                y,
+                x[1..].first().copied().filter(|_| scale.is_some()),
+                bias.map(|_| x[x.len() - 1]),
+            )?;
             let y = b.convert(y, d)?;
             let mean = b.keep_axes(mean, x[0], &axes, true)?;
             Ok(vec![y, mean, b.keep_axes(inv, x[0], &axes, true)?])
@@ -234,7 +243,14 @@ impl Builder<'_> {
         })
     }
     /// Normalises groups of consecutive channels (dim 1) of every batch element (dim 0); scale and bias are vectors over the channels.
-    pub fn group_norm(&mut self, x: ValueId, scale: ValueId, bias: ValueId, groups: i64, epsilon: f64) -> One {
+    pub fn group_norm(
+        &mut self,
+        x: ValueId,
+        scale: ValueId,
+        bias: ValueId,
+        groups: i64,
+        epsilon: f64,
+    ) -> One {
         self.check_axis("group_norm", x, 1)?;
         if groups < 1 {
             return Err(self.shape_error("group_norm", format!("{groups} groups")));
@@ -242,7 +258,7 @@ impl Builder<'_> {
         let a = attributes(&[("groups", attr(groups)), ("epsilon", attr(epsilon))]);
         self.widened("group_norm", a, &[x, scale, bias], |b, x| {
             let dims = b.dims(x[0]);
-            let mut split = vec![dims[0].clone(), Dim::from(groups), dims[1].floordiv(groups)];
+            let mut split = vec![dims[0].clone(), Dim::from(groups), dims[1].floordiv(&Dim::from(groups))];
             split.extend_from_slice(&dims[2..]);
             let v = b.reshape(x[0], &split)?;
             let axes: Vec<usize> = (2..split.len()).collect();
