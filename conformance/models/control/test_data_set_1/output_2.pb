@@ -1,0 +1,1 @@
+BhistoryJ÷TjøùoøØA?ywø
