@@ -1,0 +1,780 @@
+//! From a model file to a module.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tongtu_graph::{Builder, Graph, Loc, Module, Type, ValueId};
+use tongtu_tensor::dim::{Dim, Sym, Symbols};
+use tongtu_tensor::{DType, Tensor};
+
+use crate::ctx::{CallAttrs, Ctx, NodeCtx, Opsets};
+use crate::data::{self, Source};
+use crate::error::{Issue, OnnxError, Result};
+use crate::fold;
+use crate::ops::Registry;
+use crate::proto::{
+    AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetId, SparseTensorProto,
+    TypeProto,
+};
+use crate::val::{Known, OptionalVal, SequenceVal, StringsVal, TensorVal, Val};
+use crate::wire;
+
+/// Most nodes lowered in one model, functions and unrolled bodies counted each time.
+const MAX_NODES: usize = 4_000_000;
+
+/// Most problems reported at once.
+const MAX_ISSUES: usize = 200;
+
+/// Deepest nesting of function calls.
+const MAX_CALLS: usize = 64;
+
+/// Deepest nesting of graphs.
+const MAX_GRAPHS: usize = 24;
+
+/// How to load a model.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Sizes for dims of the inputs, by their names in the model or, for unnamed ones, `INPUT_dimN`.
+    pub dims: Vec<(String, i64)>,
+    /// Contents for inputs, by name: such an input becomes a constant.
+    pub constants: Vec<(String, Tensor)>,
+}
+
+/// An input or output of a loaded model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Port {
+    /// Its name in the model.
+    pub name: String,
+    /// Its type.
+    pub ty: Type,
+}
+
+/// A loaded model.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The graph.
+    pub module: Module,
+    /// The model's inputs, in the order of the graph's.
+    pub inputs: Vec<Port>,
+    /// The model's outputs, in the order of the graph's.
+    pub outputs: Vec<Port>,
+    /// Free metadata of the model.
+    pub metadata: Vec<(String, String)>,
+    /// Operator sets by domain.
+    pub opsets: Opsets,
+    /// The tool that wrote the file, with its version.
+    pub producer: String,
+    /// Version of the file format.
+    pub ir_version: i64,
+    /// Number of nodes of each operator in the model's graphs and functions, by name.
+    pub operators: Vec<(String, usize)>,
+}
+
+/// What all graphs of one model share.
+pub(crate) struct Shared<'m> {
+    pub(crate) source: &'m Source,
+    registry: Registry,
+    functions: HashMap<(&'m str, &'m str, &'m str), &'m FunctionProto>,
+    issues: RefCell<Vec<Issue>>,
+    nodes: Cell<usize>,
+    graphs: Cell<usize>,
+}
+
+/// Loads a model file.
+///
+/// # Errors
+/// A typed error with a code; everything unsupported in the model is listed at once.
+pub fn load(path: impl AsRef<Path>, options: &Options) -> Result<Loaded> {
+    let source = Source::open(path.as_ref())?;
+    load_source(&source, options)
+}
+
+/// Loads a model from memory; external data can't be read.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_bytes(bytes: Vec<u8>, options: &Options) -> Result<Loaded> {
+    load_source(&Source::memory(bytes), options)
+}
+
+fn domain_name(domain: &str) -> &str {
+    if domain == "ai.onnx" { "" } else { domain }
+}
+
+fn opsets(imports: &[OperatorSetId]) -> Opsets {
+    imports.iter().map(|o| (domain_name(&o.domain).to_string(), o.version)).collect()
+}
+
+fn load_source(source: &Source, options: &Options) -> Result<Loaded> {
+    let model: ModelProto = wire::read(source.bytes.bytes())?;
+    let Some(graph) = model.graph.as_deref() else {
+        return Err(OnnxError::Invalid("the file has no graph".into()));
+    };
+    if model.opset_import.is_empty() && model.ir_version >= 3 {
+        return Err(OnnxError::Invalid("the file imports no operator set".into()));
+    }
+    let mut sets = opsets(&model.opset_import);
+    sets.entry(String::new()).or_insert(1);
+    let functions = model
+        .functions
+        .iter()
+        .map(|f| ((domain_name(&f.domain), f.name.as_str(), f.overload.as_str()), f))
+        .collect();
+    let shared = Shared {
+        source,
+        registry: Registry::new(),
+        functions,
+        issues: RefCell::default(),
+        nodes: Cell::new(0),
+        graphs: Cell::new(0),
+    };
+    shared.check(graph, &sets)?;
+
+    let mut module = Module::default();
+    let Module { symbols, graph: target } = &mut module;
+    target.name = graph.name.clone();
+    let mut cx = Ctx {
+        b: Builder::new(target, symbols),
+        shared: &shared,
+        scope: HashMap::new(),
+        opsets: Rc::new(sets.clone()),
+        call: Rc::default(),
+        path: String::new(),
+        calls: Vec::new(),
+        absent: HashSet::new(),
+        bound: HashMap::new(),
+    };
+    cx.initializers(graph)?;
+    let mut dims = InputDims::new(options);
+    let mut inputs = Vec::new();
+    for i in &graph.input {
+        if cx.scope.contains_key(&i.name) {
+            continue;
+        }
+        if let Some((_, t)) = options.constants.iter().find(|(n, _)| *n == i.name) {
+            cx.scope.insert(i.name.clone(), Val::constant(t.clone()));
+            continue;
+        }
+        let ty = dims.ty(i.ty.as_deref(), &i.name, cx.b.symbols)?;
+        let id = cx.b.graph.add_input(ty.clone(), Some(Arc::from(i.name.as_str())));
+        let v = cx.out(id);
+        cx.scope.insert(i.name.clone(), v);
+        inputs.push(Port { name: i.name.clone(), ty });
+    }
+    dims.finish()?;
+    cx.nodes(&graph.node)?;
+    let mut outputs = Vec::new();
+    for o in &graph.output {
+        let Some(v) = cx.scope.get(&o.name).cloned() else {
+            return Err(OnnxError::Invalid(format!("output '{}' is never defined", o.name)));
+        };
+        if matches!(v, Val::Poison) {
+            continue;
+        }
+        let id = cx.id(&v)?;
+        cx.b.graph.outputs.push(id);
+        outputs.push(Port { name: o.name.clone(), ty: cx.b.graph.ty(id).clone() });
+    }
+    let issues = shared.issues.take();
+    if !issues.is_empty() {
+        return Err(match issues.as_slice() {
+            [one] => OnnxError::Node(one.clone()),
+            _ => OnnxError::Nodes(issues),
+        });
+    }
+    Ok(Loaded {
+        inputs,
+        outputs,
+        metadata: model.metadata_props.iter().map(|e| (e.key.clone(), e.value.clone())).collect(),
+        opsets: sets,
+        producer: format!("{} {}", model.producer_name, model.producer_version).trim().to_string(),
+        ir_version: model.ir_version,
+        operators: count_operators(&model, graph),
+        module,
+    })
+}
+
+fn count_operators(model: &ModelProto, graph: &GraphProto) -> Vec<(String, usize)> {
+    let mut counts = std::collections::BTreeMap::new();
+    let mut lists: Vec<&[NodeProto]> = model.functions.iter().map(|f| f.node.as_slice()).collect();
+    lists.push(&graph.node);
+    while let Some(nodes) = lists.pop() {
+        for n in nodes {
+            let name = match domain_name(&n.domain) {
+                "" => n.op_type.clone(),
+                d => format!("{d}.{}", n.op_type),
+            };
+            *counts.entry(name).or_insert(0) += 1;
+            lists.extend(subgraphs(n).map(|g| g.node.as_slice()));
+        }
+    }
+    counts.into_iter().collect()
+}
+
+/// The graphs in a node's attributes.
+pub(crate) fn subgraphs(n: &NodeProto) -> impl Iterator<Item = &GraphProto> {
+    n.attribute.iter().flat_map(|a| a.g.as_deref().into_iter().chain(&a.graphs))
+}
+
+/// The types of the model's inputs, with dims by name.
+struct InputDims<'o> {
+    options: &'o Options,
+    used: HashSet<&'o str>,
+    names: BTreeSet<String>,
+    by_param: HashMap<String, Dim>,
+}
+
+impl<'o> InputDims<'o> {
+    fn new(options: &'o Options) -> Self {
+        InputDims { options, used: HashSet::new(), names: BTreeSet::new(), by_param: HashMap::new() }
+    }
+    fn symbol(&mut self, name: &str, symbols: &mut Symbols) -> Dim {
+        self.names.insert(name.to_string());
+        if let Some((n, v)) = self.options.dims.iter().find(|(n, _)| n == name) {
+            self.used.insert(n);
+            return Dim::from(*v);
+        }
+        Dim::from(symbols.fresh(name))
+    }
+    fn dims(&mut self, p: &crate::proto::ShapeProto, name: &str, symbols: &mut Symbols) -> Vec<Dim> {
+        let mut out = Vec::new();
+        for (i, d) in p.dim.iter().enumerate() {
+            out.push(match d.value {
+                Some(v) if v > 0 || (v == 0 && d.param.is_empty() && p.dim.len() == 1) => Dim::from(v),
+                // Some exporters give different unknown dims one placeholder that is no name.
+                _ if d.param.chars().any(char::is_alphanumeric) => match self.by_param.get(&d.param) {
+                    Some(known) => known.clone(),
+                    None => {
+                        let dim = self.symbol(&d.param, symbols);
+                        self.by_param.insert(d.param.clone(), dim.clone());
+                        dim
+                    }
+                },
+                _ => self.symbol(&format!("{name}_dim{i}"), symbols),
+            });
+        }
+        out
+    }
+    fn ty(&mut self, ty: Option<&TypeProto>, name: &str, symbols: &mut Symbols) -> Result<Type> {
+        let bad = |what: &str| OnnxError::Invalid(format!("input '{name}' {what}"));
+        let ty = ty.ok_or_else(|| bad("has no type"))?;
+        if let Some(t) = &ty.tensor {
+            let Some(shape) = &t.shape else { return Err(bad("has no shape; its rank must be known")) };
+            let dims = self.dims(shape, name, symbols);
+            if t.elem_type == data::STRING {
+                return Ok(Type::Strings { dims });
+            }
+            let dtype = data::dtype(t.elem_type)
+                .ok_or_else(|| bad(&format!("has element type {}, which is not supported", t.elem_type)))?;
+            return Ok(Type::Tensor { dtype, dims });
+        }
+        element_type(ty, name, 0)
+    }
+    fn finish(self) -> Result<()> {
+        match self.options.dims.iter().find(|(n, _)| !self.used.contains(n.as_str())) {
+            None => Ok(()),
+            Some((name, _)) => Err(OnnxError::UnknownDim {
+                name: name.clone(),
+                have: if self.names.is_empty() {
+                    "none that may vary".into()
+                } else {
+                    self.names.into_iter().collect::<Vec<_>>().join(", ")
+                },
+            }),
+        }
+    }
+}
+
+/// The type of a value that is not a tensor by itself; tensors inside it have a known element type only.
+pub(crate) fn element_type(ty: &TypeProto, name: &str, depth: usize) -> Result<Type> {
+    if depth < 8 {
+        if let Some(s) = ty.sequence.as_ref().and_then(|s| s.elem_type.as_deref()) {
+            return Ok(Type::Sequence(Box::new(element_type(s, name, depth + 1)?)));
+        }
+        if let Some(o) = ty.optional.as_ref().and_then(|s| s.elem_type.as_deref()) {
+            return Ok(Type::Optional(Box::new(element_type(o, name, depth + 1)?)));
+        }
+        if ty.tensor.is_some() && depth > 0 {
+            return Ok(Type::Any);
+        }
+    }
+    Err(OnnxError::Invalid(format!("value '{name}' has a type that is not supported")))
+}
+
+impl<'m> Shared<'m> {
+    /// Looks up every node of the model, and lists what is not supported.
+    fn check(&self, graph: &'m GraphProto, sets: &Opsets) -> Result<()> {
+        let mut issues = Vec::new();
+        let mut seen = HashSet::new();
+        let mut lists: Vec<(&'m [NodeProto], Rc<Opsets>, String)> =
+            vec![(&graph.node, Rc::new(sets.clone()), String::new())];
+        while let Some((nodes, sets, path)) = lists.pop() {
+            for (i, n) in nodes.iter().enumerate() {
+                let domain = domain_name(&n.domain);
+                let label = label(&path, n, i);
+                if let Some(f) = self.function(n) {
+                    if seen.insert(std::ptr::from_ref(f)) {
+                        let mut own = opsets(&f.opset_import);
+                        for (d, v) in sets.iter() {
+                            own.entry(d.clone()).or_insert(*v);
+                        }
+                        lists.push((&f.node, Rc::new(own), format!("{}/", f.name)));
+                    }
+                } else {
+                    let version = sets.get(domain).copied().unwrap_or(1);
+                    if self.registry.find(domain, &n.op_type, version).is_none() && issues.len() < MAX_ISSUES
+                    {
+                        let prefix = if domain.is_empty() { String::new() } else { format!("{domain}.") };
+                        issues.push(Issue {
+                            op: format!("{prefix}{} (opset {version})", n.op_type),
+                            node: label.clone(),
+                            why: "this operator is not supported".into(),
+                        });
+                    }
+                }
+                for g in subgraphs(n) {
+                    lists.push((&g.node, sets.clone(), format!("{label}/")));
+                }
+            }
+        }
+        if issues.is_empty() { Ok(()) } else { Err(OnnxError::Unsupported(issues)) }
+    }
+    fn function(&self, n: &'m NodeProto) -> Option<&'m FunctionProto> {
+        self.functions.get(&(domain_name(&n.domain), n.op_type.as_str(), n.overload.as_str())).copied()
+    }
+}
+
+/// `path/name (Op)`; nodes without a name are called after their first result or position.
+fn label(path: &str, n: &NodeProto, i: usize) -> String {
+    match (n.name.as_str(), n.output.iter().find(|o| !o.is_empty())) {
+        ("", Some(out)) => format!("{path}{out} ({})", n.op_type),
+        ("", None) => format!("{path}#{i} ({})", n.op_type),
+        (name, _) => format!("{path}{name} ({})", n.op_type),
+    }
+}
+
+/// Names that a graph uses and does not define: what it captures.
+pub(crate) fn free_names(g: &GraphProto) -> BTreeSet<&str> {
+    let mut defined: HashSet<&str> = g.input.iter().map(|i| i.name.as_str()).collect();
+    defined.extend(g.initializer.iter().map(|t| t.name.as_str()));
+    defined.extend(g.node.iter().flat_map(|n| n.output.iter().map(String::as_str)));
+    let mut free = BTreeSet::new();
+    for n in &g.node {
+        free.extend(n.input.iter().map(String::as_str).filter(|i| !i.is_empty() && !defined.contains(i)));
+        for s in subgraphs(n) {
+            free.extend(free_names(s).into_iter().filter(|i| !defined.contains(i)));
+        }
+    }
+    free.extend(g.output.iter().map(|o| o.name.as_str()).filter(|o| !defined.contains(o)));
+    free
+}
+
+/// The order in which to lower nodes: as they stand where that is right, else by what they need.
+fn order(nodes: &[NodeProto]) -> Result<Vec<usize>> {
+    let mut definer: HashMap<&str, usize> = HashMap::new();
+    for (i, n) in nodes.iter().enumerate() {
+        for o in n.output.iter().filter(|o| !o.is_empty()) {
+            if definer.insert(o, i).is_some() {
+                return Err(OnnxError::Invalid(format!("value '{o}' is defined twice")));
+            }
+        }
+    }
+    let needs: Vec<Vec<usize>> = nodes
+        .iter()
+        .map(|n| {
+            let mut names: Vec<&str> = n.input.iter().map(String::as_str).collect();
+            for g in subgraphs(n) {
+                names.extend(free_names(g));
+            }
+            names.iter().filter_map(|x| definer.get(x).copied()).collect()
+        })
+        .collect();
+    if needs.iter().enumerate().all(|(i, n)| n.iter().all(|&d| d < i)) {
+        return Ok((0..nodes.len()).collect());
+    }
+    let mut missing: Vec<usize> = needs.iter().map(Vec::len).collect();
+    let mut users: Vec<Vec<usize>> = vec![Vec::new(); nodes.len()];
+    for (i, n) in needs.iter().enumerate() {
+        for &d in n {
+            users[d].push(i);
+        }
+    }
+    let mut ready: std::collections::BinaryHeap<std::cmp::Reverse<usize>> =
+        (0..nodes.len()).filter(|&i| missing[i] == 0).map(std::cmp::Reverse).collect();
+    let mut out = Vec::new();
+    while let Some(std::cmp::Reverse(i)) = ready.pop() {
+        out.push(i);
+        for &u in &users[i] {
+            missing[u] -= 1;
+            if missing[u] == 0 {
+                ready.push(std::cmp::Reverse(u));
+            }
+        }
+    }
+    if out.len() == nodes.len() {
+        return Ok(out);
+    }
+    let stuck = (0..nodes.len()).find(|&i| missing[i] > 0).unwrap_or(0);
+    Err(OnnxError::Invalid(format!("{} is part of a cycle", label("", &nodes[stuck], stuck))))
+}
+
+impl<'c, 'm> Ctx<'c, 'm> {
+    /// Adds the constants of a graph to the scope.
+    pub(crate) fn initializers(&mut self, g: &'m GraphProto) -> Result<()> {
+        for t in &g.initializer {
+            let v = self.read(t)?;
+            self.scope.insert(t.name.clone(), v);
+        }
+        for s in &g.sparse_initializer {
+            let name = s.values.as_ref().map_or("", |v| v.name.as_str());
+            let v = Val::constant(self.dense(s, name)?);
+            self.scope.insert(name.to_string(), v);
+        }
+        Ok(())
+    }
+
+    /// A sparse tensor with all its elements.
+    pub(crate) fn dense(&self, s: &SparseTensorProto, name: &str) -> Result<Tensor> {
+        let bad = |detail: &str| OnnxError::Tensor { name: name.into(), detail: detail.into() };
+        let read = |p: Option<&crate::proto::TensorProto>| match p.map(|p| self.read(p)).transpose()? {
+            Some(Val::Tensor(TensorVal { known: Known::Const(t), .. })) => Ok(t),
+            _ => Err(bad("a sparse tensor needs values and indices of numbers")),
+        };
+        let (values, indices) = (read(s.values.as_deref())?, read(s.indices.as_deref())?);
+        let shape: Vec<usize> = s
+            .dims
+            .iter()
+            .map(|&d| usize::try_from(d).map_err(|_| bad("a dim is negative")))
+            .collect::<Result<_>>()?;
+        let n = shape.iter().try_fold(1usize, |a, &d| a.checked_mul(d)).filter(|&n| n <= 1 << 28);
+        let n = n.ok_or_else(|| bad("a sparse tensor of this size is not supported"))?;
+        if values.dtype().bits() < 8 {
+            return Err(bad("sparse elements of less than a byte are not supported"));
+        }
+        let at = indices.to_i64_vec().map_err(|e| bad(&e.to_string()))?;
+        let width = if indices.rank() == 2 { shape.len() } else { 1 };
+        if at.len() != values.len().saturating_mul(width) {
+            return Err(bad("the numbers of values and indices differ"));
+        }
+        let mut out = Tensor::zeros(values.dtype(), &shape)?;
+        for k in 0..values.len() {
+            let row = &at[k * width..(k + 1) * width];
+            let linear = if indices.rank() == 2 {
+                row.iter()
+                    .zip(&shape)
+                    .try_fold(0i64, |a, (&i, &d)| (0..d as i64).contains(&i).then(|| a * d as i64 + i))
+            } else {
+                Some(row[0])
+            };
+            let linear = linear.and_then(|l| usize::try_from(l).ok()).filter(|&l| l < n);
+            let linear = linear.ok_or_else(|| bad("an index is outside"))?;
+            out.set_code(linear, values.code(k));
+        }
+        Ok(out)
+    }
+
+    /// A named value of this graph or, inside a region, one captured before.
+    fn lookup(&self, name: &str) -> Result<Val> {
+        self.scope
+            .get(name)
+            .cloned()
+            .ok_or_else(|| OnnxError::Invalid(format!("value '{name}' is never defined")))
+    }
+
+    /// Lowers nodes. Nodes that fail are noted, and their results are taken no further.
+    pub(crate) fn nodes(&mut self, nodes: &'m [NodeProto]) -> Result<()> {
+        for i in order(nodes)? {
+            self.node(&nodes[i], i)?;
+        }
+        Ok(())
+    }
+
+    fn node(&mut self, node: &'m NodeProto, i: usize) -> Result<()> {
+        let count = self.shared.nodes.get() + 1;
+        self.shared.nodes.set(count);
+        if count > MAX_NODES {
+            return Err(OnnxError::Limit {
+                what: format!("the model has more than {MAX_NODES} nodes, functions expanded"),
+            });
+        }
+        let label = label(&self.path, node, i);
+        let mut inputs = Vec::new();
+        for name in &node.input {
+            let absent = name.is_empty() || (self.absent.contains(name) && !self.scope.contains_key(name));
+            inputs.push(if absent { None } else { Some(self.lookup(name)?) });
+        }
+        let captured_poison = subgraphs(node)
+            .any(|g| free_names(g).into_iter().any(|n| matches!(self.scope.get(n), Some(Val::Poison))));
+        let poisoned = captured_poison || inputs.iter().any(|v| matches!(v, Some(Val::Poison)));
+        let mut results = Vec::new();
+        if !poisoned {
+            let mut attrs = Vec::new();
+            for a in &node.attribute {
+                if a.ref_attr_name.is_empty() {
+                    attrs.push((a.name.as_str(), a));
+                } else if let Some(given) = self.call.get(a.ref_attr_name.as_str()) {
+                    attrs.push((a.name.as_str(), *given));
+                }
+            }
+            let domain = domain_name(&node.domain);
+            let opset = self.opsets.get(domain).copied().unwrap_or(1);
+            let loc = Loc::new(&label);
+            let n = NodeCtx { node, opset, inputs, attrs, loc: loc.clone() };
+            let outer = std::mem::replace(&mut self.b.loc, loc);
+            let lowered = match self.shared.function(node) {
+                Some(f) => self.call(f, &n),
+                None => match self.shared.registry.find(domain, &node.op_type, opset) {
+                    Some(lower) => fold::node(self, &n, lower),
+                    None => Err(n.unsupported("this operator is not supported")),
+                },
+            };
+            self.b.loc = outer;
+            match lowered {
+                Ok(values) => results = values,
+                Err(e) => self.note(e, &n)?,
+            }
+        }
+        for (k, name) in node.output.iter().enumerate().filter(|(_, o)| !o.is_empty()) {
+            let v = match results.get(k) {
+                Some(v) => v.clone(),
+                None => Val::Poison,
+            };
+            self.name(&v, name);
+            self.scope.insert(name.clone(), v);
+        }
+        Ok(())
+    }
+
+    /// Gives the graph's value the model's name, if it has none yet.
+    fn name(&mut self, v: &Val, name: &str) {
+        let id = match v {
+            Val::Tensor(t) => t.id.get(),
+            Val::Strings(s) => s.id.get(),
+            Val::Sequence(SequenceVal::Host(id, _)) | Val::Optional(OptionalVal::Host(id, _)) => Some(*id),
+            _ => None,
+        };
+        if let Some(id) = id {
+            let slot = &mut self.b.graph.values[id.index()].name;
+            if slot.is_none() {
+                *slot = Some(Arc::from(name));
+            }
+        }
+    }
+
+    /// Notes an error of a node; errors that are not of one node are passed on.
+    fn note(&mut self, e: OnnxError, n: &NodeCtx<'_>) -> Result<()> {
+        let mut issues = self.shared.issues.borrow_mut();
+        match e {
+            OnnxError::Node(i) => issues.push(i),
+            OnnxError::Nodes(more) | OnnxError::Unsupported(more) => issues.extend(more),
+            e @ (OnnxError::Graph(_) | OnnxError::Host(_) | OnnxError::Invalid(_)) => {
+                let OnnxError::Node(i) = n.bad(e.to_string()) else { return Ok(()) };
+                issues.push(i);
+            }
+            other => return Err(other),
+        }
+        if issues.len() > MAX_ISSUES {
+            return Err(OnnxError::Nodes(issues.drain(..).collect()));
+        }
+        Ok(())
+    }
+
+    /// Lowers a call of a function in place.
+    fn call(&mut self, f: &'m FunctionProto, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
+        let key = (domain_name(&f.domain), f.name.as_str(), f.overload.as_str());
+        if self.calls.contains(&key) {
+            return Err(n.bad(format!("function '{}' calls itself", f.name)));
+        }
+        if self.calls.len() >= MAX_CALLS {
+            return Err(OnnxError::Limit { what: format!("functions are nested deeper than {MAX_CALLS}") });
+        }
+        if n.inputs.len() > f.input.len() {
+            return Err(n.bad(format!("function '{}' takes {} operands", f.name, f.input.len())));
+        }
+        let mut call: CallAttrs<'m> =
+            f.attribute_proto.iter().map(|a: &AttributeProto| (a.name.as_str(), a)).collect();
+        for (name, a) in &n.attrs {
+            call.insert(name, a);
+        }
+        let mut own = opsets(&f.opset_import);
+        own.entry(String::new()).or_insert_with(|| self.opset(""));
+        let mut scope = HashMap::new();
+        for (i, name) in f.input.iter().enumerate() {
+            if let Some(v) = n.opt(i) {
+                scope.insert(name.clone(), v.clone());
+            }
+        }
+        let scope = std::mem::replace(&mut self.scope, scope);
+        let opsets = std::mem::replace(&mut self.opsets, Rc::new(own));
+        let call = std::mem::replace(&mut self.call, Rc::new(call));
+        let path = self.path.clone();
+        self.path = format!("{}/", n.loc);
+        self.calls.push(key);
+        let absent =
+            f.input.iter().enumerate().filter(|(i, _)| !n.has(*i)).map(|(_, name)| name.clone()).collect();
+        let absent = std::mem::replace(&mut self.absent, absent);
+        let done = self.nodes(&f.node);
+        self.absent = absent;
+        self.calls.pop();
+        self.path = path;
+        self.call = call;
+        self.opsets = opsets;
+        let inner = std::mem::replace(&mut self.scope, scope);
+        done?;
+        f.output
+            .iter()
+            .map(|o| {
+                inner
+                    .get(o)
+                    .cloned()
+                    .ok_or_else(|| n.bad(format!("function '{}' does not define '{o}'", f.name)))
+            })
+            .collect()
+    }
+
+    /// Lowers a graph of the model as a region: a closed graph whose parameters are `params`, of the given types, and
+    /// what it captures. Gives the region, the types being those of the results, and the captured values of this graph.
+    pub(crate) fn region(
+        &mut self,
+        g: &'m GraphProto,
+        params: &[Val],
+        finish: impl FnOnce(&mut Ctx<'_, 'm>, Vec<Val>) -> Result<Vec<ValueId>>,
+    ) -> Result<(Graph, Vec<ValueId>)> {
+        let depth = self.shared.graphs.get();
+        if depth >= MAX_GRAPHS {
+            return Err(OnnxError::Limit { what: format!("graphs are nested deeper than {MAX_GRAPHS}") });
+        }
+        self.shared.graphs.set(depth + 1);
+        let mut graph = Graph { name: g.name.clone(), ..Graph::default() };
+        let mut captured = Vec::new();
+        let mut scope = HashMap::new();
+        if g.input.len() != params.len() {
+            return Err(OnnxError::Invalid(format!(
+                "graph '{}' has {} inputs where {} are given",
+                g.name,
+                g.input.len(),
+                params.len()
+            )));
+        }
+        for (i, p) in g.input.iter().zip(params) {
+            let mut none = Vec::new();
+            let v = self.translate(p, &mut graph, &mut none, Some(&i.name))?;
+            scope.insert(i.name.clone(), v);
+        }
+        for name in free_names(g) {
+            if let Some(v) = self.scope.get(name).cloned() {
+                let v = self.translate(&v, &mut graph, &mut captured, Some(name))?;
+                scope.insert(name.to_string(), v);
+            }
+        }
+        let path = format!("{}/", self.b.loc);
+        let mut inner = Ctx {
+            b: Builder::new(&mut graph, self.b.symbols),
+            shared: self.shared,
+            scope,
+            opsets: self.opsets.clone(),
+            call: self.call.clone(),
+            path,
+            calls: self.calls.clone(),
+            absent: self.absent.clone(),
+            bound: HashMap::new(),
+        };
+        inner.b.loc = self.b.loc.clone();
+        inner.initializers(g)?;
+        inner.nodes(&g.node)?;
+        let mut results = Vec::new();
+        for o in &g.output {
+            let v = inner.lookup(&o.name)?;
+            if matches!(v, Val::Poison) {
+                return Err(OnnxError::Nodes(Vec::new()));
+            }
+            results.push(v);
+        }
+        let outputs = finish(&mut inner, results)?;
+        graph.outputs = outputs;
+        self.shared.graphs.set(depth);
+        Ok((graph, captured))
+    }
+
+    /// A value of this graph as one of a region: what is known is known there too, the rest becomes a parameter of
+    /// the region, and the value to pass is added to `captured`. Parameters of the region's own have no value here.
+    pub(crate) fn translate(
+        &mut self,
+        v: &Val,
+        region: &mut Graph,
+        captured: &mut Vec<ValueId>,
+        name: Option<&str>,
+    ) -> Result<Val> {
+        let name: Option<Arc<str>> = name.map(Arc::from);
+        let mut pass = |id: Option<ValueId>, ty: Type| {
+            captured.extend(id);
+            region.add_input(ty, name.clone())
+        };
+        let cell = |id| Rc::new(Cell::new(Some(id)));
+        Ok(match v {
+            Val::Tensor(t) => {
+                let id = match &t.known {
+                    Known::No => cell(pass(t.id.get(), v.ty())),
+                    // A large constant that is a value already is passed rather than repeated.
+                    Known::Const(c) if c.len() > 64 && t.id.get().is_some() => cell(pass(t.id.get(), v.ty())),
+                    _ => Rc::default(),
+                };
+                Val::Tensor(TensorVal { dtype: t.dtype, dims: t.dims.clone(), known: t.known.clone(), id })
+            }
+            Val::Strings(s) => {
+                let id = if s.known.is_some() { Rc::default() } else { cell(pass(s.id.get(), v.ty())) };
+                Val::Strings(StringsVal { dims: s.dims.clone(), known: s.known.clone(), id })
+            }
+            Val::Sequence(SequenceVal::Host(id, t)) => {
+                Val::Sequence(SequenceVal::Host(pass(Some(*id), t.clone()), t.clone()))
+            }
+            Val::Optional(OptionalVal::Host(id, t)) => {
+                Val::Optional(OptionalVal::Host(pass(Some(*id), t.clone()), t.clone()))
+            }
+            Val::Sequence(SequenceVal::Known { element, items }) => {
+                let items = items
+                    .iter()
+                    .map(|i| self.translate(i, region, captured, None))
+                    .collect::<Result<Vec<_>>>()?;
+                Val::Sequence(SequenceVal::Known { element: element.clone(), items: Rc::new(items) })
+            }
+            Val::Optional(OptionalVal::Known { element, item }) => {
+                let item = match item {
+                    Some(i) => Some(Box::new(self.translate(i, region, captured, None)?)),
+                    None => None,
+                };
+                Val::Optional(OptionalVal::Known { element: element.clone(), item })
+            }
+            Val::Poison => Val::Poison,
+        })
+    }
+
+    /// A value without definition, for a parameter of a region.
+    pub(crate) fn param(&self, ty: &Type) -> Val {
+        match ty {
+            Type::Tensor { dtype, dims } => Val::Tensor(TensorVal {
+                dtype: *dtype,
+                dims: dims.clone(),
+                known: Known::No,
+                id: Rc::default(),
+            }),
+            Type::Strings { dims } => {
+                Val::Strings(StringsVal { dims: dims.clone(), known: None, id: Rc::default() })
+            }
+            t @ Type::Optional(_) => Val::Optional(OptionalVal::Host(ValueId(u32::MAX), t.clone())),
+            t => Val::Sequence(SequenceVal::Host(ValueId(u32::MAX), t.clone())),
+        }
+    }
+
+    /// A fresh symbol.
+    pub fn fresh(&mut self, name: &str) -> Sym {
+        self.b.symbols.fresh(name)
+    }
+    /// An integer scalar constant.
+    pub fn int64(&mut self, v: i64) -> Result<ValueId> {
+        Ok(self.b.int(DType::I64, v)?)
+    }
+}

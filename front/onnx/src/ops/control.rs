@@ -1,0 +1,6 @@
+//! Control flow.
+
+use crate::ops::Entry;
+
+/// The family's operators.
+pub const OPS: &[Entry] = &[];
