@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use tongtu_chip::Chip;
 use tongtu_tile::{Module, Op, Ty};
 
@@ -62,7 +63,7 @@ pub enum CompileError {
 }
 
 /// One kernel of an artifact.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// The kernel's name.
     pub name: String,
@@ -75,14 +76,19 @@ pub struct Entry {
 }
 
 /// A compiled module: bytes that only its back end reads.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Artifact {
     /// Name of the back end that made it and loads it.
     pub backend: String,
     /// Its kernels.
     pub entries: Vec<Entry>,
     /// The loadable bytes.
+    #[serde(skip, default = "no_bytes")]
     pub bytes: Arc<[u8]>,
+}
+
+fn no_bytes() -> Arc<[u8]> {
+    Arc::from(&[][..])
 }
 
 /// The compile half: pure, needs no device, cross-compiles.
@@ -99,7 +105,7 @@ pub trait Compiler: Send + Sync {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum DeviceError {
     /// Out of memory.
-    #[error("[D001] {device}: no memory for {bytes} bytes")]
+    #[error("[V001] {device}: no memory for {bytes} bytes")]
     Memory {
         /// Device.
         device: String,
@@ -107,7 +113,7 @@ pub enum DeviceError {
         bytes: u64,
     },
     /// An artifact is corrupt, of another back end or needs features that the device lacks.
-    #[error("[D002] {device}: artifact refused: {detail}")]
+    #[error("[V002] {device}: artifact refused: {detail}")]
     Artifact {
         /// Device.
         device: String,
@@ -115,7 +121,7 @@ pub enum DeviceError {
         detail: String,
     },
     /// A launch does not fit its kernel.
-    #[error("[D003] {device}: launch of '{kernel}': {detail}")]
+    #[error("[V003] {device}: launch of '{kernel}': {detail}")]
     Launch {
         /// Device.
         device: String,
@@ -125,7 +131,7 @@ pub enum DeviceError {
         detail: String,
     },
     /// The device is gone or its driver failed.
-    #[error("[D004] {device}: {detail}")]
+    #[error("[V004] {device}: {detail}")]
     Lost {
         /// Device.
         device: String,
@@ -162,7 +168,8 @@ pub enum LaunchArg {
 }
 
 /// The run half: one device. Launches and copies may be asynchronous; those of one device take effect in the order they were
-/// given. Sizes and addresses given here must be of live memory of this device (the host's for copies in and out).
+/// given, and a device that answers with [`Event::DONE`] has done the work when the call returns. Sizes and addresses given here
+/// must be of live memory of this device (or the host's, for copies in and out, whose addresses a device tells from its own).
 pub trait Device: Send + Sync {
     /// Name for people, and for errors.
     fn name(&self) -> &str;
@@ -185,4 +192,8 @@ pub trait Device: Send + Sync {
     fn copy(&self, dst: Mem, src: Mem, wait: Event) -> Result<Event, DeviceError>;
     /// Returns when an event has passed, with the error of any work before it.
     fn wait(&self, event: Event) -> Result<(), DeviceError>;
+    /// Whether this device's addresses are the host's pointers, so that host memory can be given to its launches as it is.
+    fn host_memory(&self) -> bool {
+        false
+    }
 }

@@ -7,7 +7,13 @@
 #![forbid(unsafe_code)]
 
 pub mod backend;
+pub mod bundle;
+mod check;
 pub mod plan;
 
-pub use backend::{Artifact, CompileError, Compiler, Device, DeviceError, Entry, Event, LaunchArg, Mem, Support};
+pub use backend::{
+    Artifact, CompileError, Compiler, Device, DeviceError, Entry, Event, LaunchArg, Mem, Support,
+};
+pub use bundle::{Bundle, BundleError};
+pub use check::PlanError;
 pub use plan::{Arg, Block, Group, Plan, PlanValue, Port, Step, StepKind, Storage, ValueRef};

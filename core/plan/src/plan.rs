@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use tongtu_graph::op::AttrValue;
 use tongtu_graph::{Graph, Loc, Type};
 use tongtu_tensor::dim::{Dim, Sym, Symbols};
 use tongtu_tensor::{DType, Tensor};
 
 use crate::backend::Artifact;
+use crate::bundle::meta;
 
 /// A value of a [`Plan`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct ValueRef(pub u32);
 
 impl ValueRef {
@@ -21,7 +24,7 @@ impl ValueRef {
 }
 
 /// Where a value's memory comes from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Storage {
     /// Given by the caller for each run.
     Input,
@@ -44,9 +47,10 @@ pub enum Storage {
 }
 
 /// A value: memory on one device with a type and dims.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PlanValue {
     /// Its type; dims are over the plan's symbols.
+    #[serde(with = "meta::ty")]
     pub ty: Type,
     /// Where its memory comes from.
     pub storage: Storage,
@@ -57,7 +61,7 @@ pub struct PlanValue {
 }
 
 /// An input or output of the model.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Port {
     /// Name in the model.
     pub name: String,
@@ -66,7 +70,7 @@ pub struct Port {
 }
 
 /// An argument of a launch.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Arg {
     /// A value's memory.
     Buffer(ValueRef),
@@ -75,7 +79,7 @@ pub enum Arg {
 }
 
 /// What a step does.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum StepKind {
     /// Runs a kernel over a grid.
     Launch {
@@ -155,6 +159,7 @@ pub enum StepKind {
         /// Its name.
         name: String,
         /// Its parameters.
+        #[serde(skip)]
         attributes: Vec<(String, AttrValue)>,
         /// Operands.
         inputs: Vec<ValueRef>,
@@ -164,7 +169,7 @@ pub enum StepKind {
 }
 
 /// One step.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Step {
     /// What it does.
     pub kind: StepKind,
@@ -173,28 +178,31 @@ pub struct Step {
     /// Steps of the same block that must have finished: positions. Steps of one device run in order anyway.
     pub wait: Vec<usize>,
     /// Where in the user's model it comes from.
+    #[serde(with = "meta::loc")]
     pub loc: Loc,
 }
 
 /// Steps run in order.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Block {
     /// The steps.
     pub steps: Vec<Step>,
 }
 
 /// The part of the model that one or more launches compute together: what verification compares them with.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Group {
     /// Name for people: kind and the operations inside.
     pub name: String,
     /// The subgraph of primitives.
+    #[serde(skip)]
     pub graph: Arc<Graph>,
     /// The values given to the subgraph's inputs.
     pub inputs: Vec<ValueRef>,
     /// The values of the subgraph's outputs.
     pub outputs: Vec<ValueRef>,
     /// Where in the user's model it comes from.
+    #[serde(with = "meta::loc")]
     pub loc: Loc,
     /// Floating-point (or integer) operations, a fused multiply-add being 2.
     pub flops: Dim,
@@ -203,7 +211,7 @@ pub struct Group {
 }
 
 /// A host program that runs a model, with its kernels and constants.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Plan {
     /// Dim symbols.
     pub symbols: Symbols,
@@ -216,6 +224,7 @@ pub struct Plan {
     /// State: positions of an input and the output that is its new contents, updated in place.
     pub state: Vec<(usize, usize)>,
     /// Constants, as the kernels want them (packed weights among them).
+    #[serde(skip)]
     pub constants: Vec<Tensor>,
     /// Compiled kernels.
     pub artifacts: Vec<Artifact>,
