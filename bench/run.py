@@ -240,6 +240,19 @@ def markdown(report):
     return "\n".join(lines) + "\n"
 
 
+def lines(report):
+    """The report as one sentence a case."""
+    sentences = []
+    for case in report["cases"]:
+        parts = []
+        for name, entry in case["results"].items():
+            parts.append(f"{name} {entry['failed']}" if "failed" in entry else f"{name} {entry['median_ms']:.2f} ms")
+        share = "" if case["ratio"] is None else f" (ratio {case['ratio']:.2f})"
+        plural = "" if case["threads"] == 1 else "s"
+        sentences.append(f"{case['model']}, {case['threads']} thread{plural}: {', '.join(parts)}{share}")
+    return "\n".join(sentences)
+
+
 def cpu_name():
     try:
         for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
@@ -261,6 +274,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", default="onnxruntime", help="runtimes beside Tongtu, separated by commas")
     parser.add_argument("--program", type=pathlib.Path, default=ROOT / "target" / "release" / "tongtu")
+    parser.add_argument("--line", action="store_true", help="print one line a case instead of the table")
     parser.add_argument("--out", type=pathlib.Path, help="folder for bench.json and bench.md")
     arguments = parser.parse_args()
     known = {peer.name: peer for peer in (OnnxRuntime,)}
@@ -289,14 +303,15 @@ def main():
             failed = failed or bool(arguments.models)
             continue
         for threads in (int(count) for count in arguments.threads.split(",")):
-            print(f"{choice}, {threads} threads", file=sys.stderr, flush=True)
+            if not arguments.line:
+                print(f"{choice}, {threads} threads", file=sys.stderr, flush=True)
             row = measure_case(peers, folder, data_set, threads, arguments.runs, arguments.rounds)
             share = ratio(row, ours.name, others[0].name) if others else None
             failed = failed or "failed" in row[ours.name]
             report["cases"].append({"model": choice, "threads": threads, "peak": ours.peak(), "ratio": share,
                                     "results": row})
     text = markdown(report)
-    print(text)
+    print(lines(report) if arguments.line else text)
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / "bench.json").write_text(json.dumps(report, indent=1) + "\n")
