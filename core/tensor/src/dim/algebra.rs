@@ -86,7 +86,7 @@ pub(super) fn add(a: &Dim, b: &Dim) -> Dim {
     let mut sum = Terms::new();
     for term in a.0.terms.iter().chain(&b.0.terms) {
         if accumulate(&mut sum, term.factors.clone(), term.coef).is_none() {
-            let (a, b) = if a <= b { (a, b) } else { (b, a) };
+            let (a, b) = if a.0 <= b.0 { (a, b) } else { (b, a) };
             return Dim::atom(Atom::Sum(a.clone(), b.clone()));
         }
     }
@@ -101,7 +101,7 @@ pub(super) fn sub(a: &Dim, b: &Dim) -> Dim {
 /// a × b.
 pub(super) fn mul(a: &Dim, b: &Dim) -> Dim {
     multiply_out(a, b).unwrap_or_else(|| {
-        let (a, b) = if a <= b { (a, b) } else { (b, a) };
+        let (a, b) = if a.0 <= b.0 { (a, b) } else { (b, a) };
         Dim::atom(Atom::Product(a.clone(), b.clone()))
     })
 }
@@ -174,13 +174,8 @@ impl Dim {
         for term in &terms {
             size = size.saturating_add(1);
             for (atom, _) in &term.factors {
-                let parts: &[&Dim] = match atom {
-                    Atom::Sym(_) | Atom::TooComplex(_) => &[],
-                    Atom::FloorDiv(a, b) | Atom::Mod(a, b) | Atom::Sum(a, b) | Atom::Product(a, b) => &[a, b],
-                    Atom::Min(items) | Atom::Max(items) => &items.iter().collect::<Vec<_>>(),
-                };
-                size = parts.iter().fold(size.saturating_add(1), |n, d| n.saturating_add(d.0.size));
-                depth = parts.iter().fold(depth, |n, d| n.max(d.0.depth + 1));
+                size = atom.parts().fold(size.saturating_add(1), |n, d| n.saturating_add(d.0.size));
+                depth = atom.parts().fold(depth, |n, d| n.max(d.0.depth + 1));
             }
         }
         if size > MAX_SIZE || depth > MAX_DEPTH {
@@ -340,7 +335,7 @@ fn extreme(items: Vec<Dim>, loses: impl Fn(i64) -> bool, make: impl Fn(Vec<Dim>)
         kept.retain(|k| !beaten(&item, k));
         kept.push(item);
     }
-    kept.sort();
+    kept.sort_by(|a, b| a.0.cmp(&b.0));
     match kept.len() {
         0 => Dim::from(0),
         1 => kept.remove(0),

@@ -14,6 +14,7 @@ mod algebra;
 mod bounds;
 mod text;
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::ops::{Add, Mul, Neg, Sub};
@@ -177,7 +178,10 @@ pub enum DimError {
 }
 
 /// An integer expression over symbols, see the [module](self).
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+///
+/// Dims are not ordered: `<` and [`Ord::min`] would compare expressions, not values. See
+/// [`provably_le`](Dim::provably_le) and [`Dim::min`].
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Dim(Arc<Node>);
 
 /// Terms in canonical order, none with coefficient 0, no two with the same factors.
@@ -199,7 +203,7 @@ struct Term {
 }
 
 /// What is not a sum or product, or a sum or product that cannot be folded.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 enum Atom {
     Sym(Sym),
     FloorDiv(Dim, Dim),
@@ -343,20 +347,51 @@ impl Dim {
 
     fn collect_symbols(&self, found: &mut BTreeSet<Sym>) {
         for (atom, _) in self.0.terms.iter().flat_map(|t| &t.factors) {
-            match atom {
-                Atom::Sym(sym) => _ = found.insert(*sym),
-                Atom::FloorDiv(a, b) | Atom::Mod(a, b) | Atom::Sum(a, b) | Atom::Product(a, b) => {
-                    a.collect_symbols(found);
-                    b.collect_symbols(found);
-                }
-                Atom::Min(items) | Atom::Max(items) => items.iter().for_each(|d| d.collect_symbols(found)),
-                Atom::TooComplex(_) => {}
+            if let Atom::Sym(sym) = atom {
+                found.insert(*sym);
             }
+            atom.parts().for_each(|d| d.collect_symbols(found));
         }
     }
 }
 
+impl PartialOrd for Atom {
+    fn partial_cmp(&self, other: &Atom) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Atom {
+    /// An order of expressions, for the canonical form; not one of values.
+    fn cmp(&self, other: &Atom) -> Ordering {
+        let kind = |atom: &Atom| match atom {
+            Atom::Sym(sym) => (0, sym.0.into()),
+            Atom::FloorDiv(..) => (1, 0),
+            Atom::Mod(..) => (2, 0),
+            Atom::Min(_) => (3, 0),
+            Atom::Max(_) => (4, 0),
+            Atom::Sum(..) => (5, 0),
+            Atom::Product(..) => (6, 0),
+            Atom::TooComplex(hash) => (7, *hash),
+        };
+        let parts = || self.parts().map(|d| &d.0).cmp(other.parts().map(|d| &d.0));
+        kind(self).cmp(&kind(other)).then_with(parts)
+    }
+}
+
 impl Atom {
+    /// The operands.
+    fn parts(&self) -> impl Iterator<Item = &Dim> {
+        let (pair, list): ([Option<&Dim>; 2], &[Dim]) = match self {
+            Atom::Sym(_) | Atom::TooComplex(_) => ([None; 2], &[]),
+            Atom::FloorDiv(a, b) | Atom::Mod(a, b) | Atom::Sum(a, b) | Atom::Product(a, b) => {
+                ([Some(a), Some(b)], &[])
+            }
+            Atom::Min(items) | Atom::Max(items) => ([None; 2], items),
+        };
+        pair.into_iter().flatten().chain(list)
+    }
+
     fn eval(&self, bind: &impl Fn(Sym) -> Option<i64>) -> Result<i64, DimError> {
         let pair = |a: &Dim, b: &Dim| Ok((a.eval(bind)?, b.eval(bind)?));
         match self {

@@ -283,8 +283,9 @@ fn write_atom(f: &mut fmt::Formatter<'_>, atom: &Atom, symbols: &Symbols) -> fmt
         Atom::Mod(a, b) => write_call(f, "mod", &[a, b], symbols),
         Atom::Min(items) => write_call(f, "min", &items.iter().collect::<Vec<_>>(), symbols),
         Atom::Max(items) => write_call(f, "max", &items.iter().collect::<Vec<_>>(), symbols),
-        Atom::Sum(a, b) => write!(f, "({} + {})", a.display(symbols), b.display(symbols)),
-        Atom::Product(a, b) => write!(f, "({}*{})", a.display(symbols), b.display(symbols)),
+        // In parentheses, so that reading it back multiplies and adds in the same order.
+        Atom::Sum(a, b) => write!(f, "(({}) + ({}))", Bare(&a.display(symbols)), Bare(&b.display(symbols))),
+        Atom::Product(a, b) => write!(f, "(({})*({}))", Bare(&a.display(symbols)), Bare(&b.display(symbols))),
         Atom::TooComplex(hash) => write!(f, "too_complex({hash})"),
     }
 }

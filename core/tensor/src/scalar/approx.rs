@@ -240,9 +240,29 @@ fn remainder_change(op: Binary, (x, ex): (f64, f64), (y, ey): (f64, f64)) -> f64
     if stays { ex + q.abs() * ey } else { ex + 2.0 * (y.abs() + ey) }
 }
 
+/// The change where one operand is an infinity or NaN: none if that alone decides the result.
+fn special_change(op: Binary, (x, ex): (f64, f64), (y, ey): (f64, f64)) -> f64 {
+    if !x.is_finite() && ex != 0.0 || !y.is_finite() && ey != 0.0 {
+        return f64::INFINITY;
+    }
+    let nan = x.is_nan() || y.is_nan();
+    let infinite = if x.is_finite() { y } else { x };
+    let (other, err) = if x.is_finite() { (x, ex) } else { (y, ey) };
+    match op {
+        Binary::Add | Binary::Sub => 0.0,
+        Binary::Mul | Binary::Div | Binary::Max | Binary::Min if nan => 0.0,
+        Binary::Mul if other.abs() > err => 0.0,
+        Binary::Div if x.is_finite() || other.abs() > err => 0.0,
+        Binary::Max if infinite > 0.0 => 0.0,
+        Binary::Min if infinite < 0.0 => 0.0,
+        Binary::Max | Binary::Min => err,
+        _ => f64::INFINITY,
+    }
+}
+
 fn real_change2(op: Binary, (x, ex): (f64, f64), (y, ey): (f64, f64)) -> f64 {
     if !x.is_finite() || !y.is_finite() {
-        return f64::INFINITY;
+        return special_change(op, (x, ex), (y, ey));
     }
     match op {
         Binary::Add | Binary::Sub => ex + ey,
