@@ -20,6 +20,7 @@
 pub mod build;
 pub mod error;
 pub mod infer;
+pub mod interp;
 pub mod kernel;
 pub mod op;
 pub mod text;
