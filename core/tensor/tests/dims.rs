@@ -287,7 +287,9 @@ fn proves() {
     }
     let h = symbols.intern("h");
     symbols.set_multiple_of(h, 64);
-    for (text, by) in [("h", 64), ("h + 128", 32), ("h*n", 64), ("n*6 + 9", 3), ("h*h", 4096), ("n - mod(n, 8)", 8)] {
+    for (text, by) in
+        [("h", 64), ("h + 128", 32), ("h*n", 64), ("n*6 + 9", 3), ("h*h", 4096), ("n - mod(n, 8)", 8)]
+    {
         assert!(parse(text, symbols).provably_divisible_by(&by.into(), symbols), "{text} by {by}");
     }
     for (text, by) in [("n", 2), ("h + 8", 64), ("n", 0)] {
@@ -318,7 +320,12 @@ fn evaluation_reports_errors() {
 fn coefficients_that_overflow_stay_right() {
     let symbols = &mut Symbols::new();
     symbols.fresh("n");
-    for text in ["9223372036854775807 + 1", "9223372036854775807*n*2", "n*n*3000000000 * 4000000000*n", "-9223372036854775808 * -1"] {
+    for text in [
+        "9223372036854775807 + 1",
+        "9223372036854775807*n*2",
+        "n*n*3000000000 * 4000000000*n",
+        "-9223372036854775808 * -1",
+    ] {
         let dim = parse(text, symbols);
         assert_eq!(parse(&dim.display(symbols).to_string(), symbols), dim, "{text}");
         assert_eq!(dim.eval(&|_| Some(1)), Err(DimError::Overflow), "{text}");

@@ -72,7 +72,11 @@ fn f16_and_bf16_agree_with_half() {
         assert!(same(float(DType::BF16.decode(code.into())), b), "{code:#x}");
         for (dtype, value) in [(DType::F16, f), (DType::BF16, b)] {
             if !value.is_nan() {
-                assert_eq!(dtype.encode(Num::Float(value), Overflow::Format), u64::from(code), "{dtype} {code:#x}");
+                assert_eq!(
+                    dtype.encode(Num::Float(value), Overflow::Format),
+                    u64::from(code),
+                    "{dtype} {code:#x}"
+                );
             }
         }
     }
@@ -203,7 +207,8 @@ fn floats_to_integers() {
 #[test]
 fn integers_to_floats_round_once() {
     let to = |n: i128, dtype: DType| float(dtype.decode(dtype.encode(Num::Int(n), Overflow::Format)));
-    for n in [i64::MAX, i64::MIN, (1 << 53) + 1, (1 << 54) + 3, 0x7fff_ffbf_ffff_ffff, -0x7fff_ffbf_ffff_ffff] {
+    for n in [i64::MAX, i64::MIN, (1 << 53) + 1, (1 << 54) + 3, 0x7fff_ffbf_ffff_ffff, -0x7fff_ffbf_ffff_ffff]
+    {
         assert_eq!(to(n.into(), DType::F64), n as f64);
         assert_eq!(to(n.into(), DType::F32), f64::from(n as f32), "{n}");
     }

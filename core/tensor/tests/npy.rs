@@ -79,7 +79,8 @@ fn reads_what_numpy_wrote() {
 
 #[test]
 fn writes_the_same_bytes_as_numpy() {
-    let names = ["bool", "i1", "i4", "i8", "u8", "f2", "f4", "f8", "bfloat16", "float8_e5m2", "scalar", "empty"];
+    let names =
+        ["bool", "i1", "i4", "i8", "u8", "f2", "f4", "f8", "bfloat16", "float8_e5m2", "scalar", "empty"];
     for name in names {
         let want = std::fs::read(golden(&format!("{name}.npy"))).unwrap();
         let mut have = Vec::new();

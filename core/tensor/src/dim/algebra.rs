@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{Atom, Dim, Node, Term, Terms};
 
 /// Limits on one expression.
-const MAX_SIZE: u32 = 4000;
+const MAX_SIZE: u32 = 1000;
 const MAX_DEPTH: u32 = 50;
 /// Products of more terms than this stay products.
 const MAX_EXPANSION: usize = 64;
@@ -38,8 +38,10 @@ impl Term {
     /// A monomial order: by degree, then by the powers of the atoms, the least atom first.
     fn order(&self, other: &Term) -> Ordering {
         self.degree().cmp(&other.degree()).then_with(|| {
-            let keys = |t: &Term| t.factors.iter().map(|(a, n)| (Reverse(a.clone()), *n)).collect::<Vec<_>>();
-            keys(self).cmp(&keys(other))
+            fn keys(t: &Term) -> impl Iterator<Item = (Reverse<&Atom>, u32)> {
+                t.factors.iter().map(|(a, n)| (Reverse(a), *n))
+            }
+            keys(self).cmp(keys(other))
         })
     }
 }
@@ -81,12 +83,17 @@ fn from_sum(sum: Terms) -> Dim {
     Dim::build(terms.map(|(factors, coef)| Term { factors, coef }).collect())
 }
 
+/// An order of expressions, for the canonical form; not one of values.
+pub(super) fn order(a: &Dim, b: &Dim) -> Ordering {
+    if a == b { Ordering::Equal } else { a.0.terms.cmp(&b.0.terms) }
+}
+
 /// a + b.
 pub(super) fn add(a: &Dim, b: &Dim) -> Dim {
     let mut sum = Terms::new();
     for term in a.0.terms.iter().chain(&b.0.terms) {
         if accumulate(&mut sum, term.factors.clone(), term.coef).is_none() {
-            let (a, b) = if a.0 <= b.0 { (a, b) } else { (b, a) };
+            let (a, b) = if order(a, b).is_le() { (a, b) } else { (b, a) };
             return Dim::atom(Atom::Sum(a.clone(), b.clone()));
         }
     }
@@ -101,7 +108,7 @@ pub(super) fn sub(a: &Dim, b: &Dim) -> Dim {
 /// a × b.
 pub(super) fn mul(a: &Dim, b: &Dim) -> Dim {
     multiply_out(a, b).unwrap_or_else(|| {
-        let (a, b) = if a.0 <= b.0 { (a, b) } else { (b, a) };
+        let (a, b) = if order(a, b).is_le() { (a, b) } else { (b, a) };
         Dim::atom(Atom::Product(a.clone(), b.clone()))
     })
 }
@@ -178,12 +185,13 @@ impl Dim {
                 depth = atom.parts().fold(depth, |n, d| n.max(d.0.depth + 1));
             }
         }
+        let mut hasher = DefaultHasher::new();
+        terms.hash(&mut hasher);
+        let hash = hasher.finish();
         if size > MAX_SIZE || depth > MAX_DEPTH {
-            let mut hasher = DefaultHasher::new();
-            terms.hash(&mut hasher);
-            return Dim::atom(Atom::TooComplex(hasher.finish()));
+            return Dim::atom(Atom::TooComplex(hash));
         }
-        Dim(Arc::new(Node { terms, size, depth }))
+        Dim(Arc::new(Node { hash, terms, size, depth }))
     }
 
     pub(super) fn atom(atom: Atom) -> Dim {
@@ -335,7 +343,7 @@ fn extreme(items: Vec<Dim>, loses: impl Fn(i64) -> bool, make: impl Fn(Vec<Dim>)
         kept.retain(|k| !beaten(&item, k));
         kept.push(item);
     }
-    kept.sort_by(|a, b| a.0.cmp(&b.0));
+    kept.sort_by(order);
     match kept.len() {
         0 => Dim::from(0),
         1 => kept.remove(0),

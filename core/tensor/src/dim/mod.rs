@@ -17,6 +17,7 @@ mod text;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::ops::{Add, Mul, Neg, Sub};
 use std::sync::Arc;
 
@@ -181,12 +182,14 @@ pub enum DimError {
 ///
 /// Dims are not ordered: `<` and [`Ord::min`] would compare expressions, not values. See
 /// [`provably_le`](Dim::provably_le) and [`Dim::min`].
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Dim(Arc<Node>);
 
 /// Terms in canonical order, none with coefficient 0, no two with the same factors.
-#[derive(PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(PartialEq, Eq)]
 struct Node {
+    /// Of the terms; the first field, so that unequal nodes are mostly told apart by it.
+    hash: u64,
     terms: Vec<Term>,
     /// Symbols, operations and terms in the whole tree.
     size: u32,
@@ -355,6 +358,12 @@ impl Dim {
     }
 }
 
+impl Hash for Dim {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.0.hash);
+    }
+}
+
 impl PartialOrd for Atom {
     fn partial_cmp(&self, other: &Atom) -> Option<Ordering> {
         Some(self.cmp(other))
@@ -374,8 +383,11 @@ impl Ord for Atom {
             Atom::Product(..) => (6, 0),
             Atom::TooComplex(hash) => (7, *hash),
         };
-        let parts = || self.parts().map(|d| &d.0).cmp(other.parts().map(|d| &d.0));
-        kind(self).cmp(&kind(other)).then_with(parts)
+        kind(self).cmp(&kind(other)).then_with(|| {
+            let pairs = self.parts().zip(other.parts()).map(|(a, b)| algebra::order(a, b));
+            let unequal = pairs.into_iter().find(|o| o.is_ne());
+            unequal.unwrap_or_else(|| self.parts().count().cmp(&other.parts().count()))
+        })
     }
 }
 
