@@ -11,6 +11,8 @@ mod error;
 mod exec;
 #[cfg(any(feature = "llvm", feature = "llvm-static"))]
 pub mod llvm;
+#[cfg(any(feature = "llvm", feature = "llvm-static"))]
+pub mod lower;
 mod pool;
 #[cfg(any(feature = "llvm", feature = "llvm-static"))]
 pub mod probe;

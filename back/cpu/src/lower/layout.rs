@@ -1,0 +1,273 @@
+//! How a tile's elements lie in LLVM values, and moving them about.
+
+use super::emit::{Reg, V};
+use super::{Fun, Result, Tile};
+use std::collections::HashMap;
+use tongtu_chip::Chip;
+use tongtu_tile::{Block, Kernel, Op, Val};
+
+/// Where the elements of a tile are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// Rows of the last dim, cut into chunks.
+    Rows,
+    /// Every element by itself, row-major: the left operand of a matrix multiplication.
+    Elements,
+}
+
+/// One chunk of a row.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Chunk {
+    /// First position in the row.
+    pub(super) start: usize,
+    /// Positions it holds.
+    pub(super) valid: usize,
+    /// Lanes of the LLVM value: a power of two, at least `valid`.
+    pub(super) width: usize,
+}
+
+/// The chunks of a tile.
+#[derive(Debug, Clone)]
+pub(super) struct Geometry {
+    /// Product of the outer dims.
+    pub(super) rows: usize,
+    /// The last dim.
+    pub(super) n: usize,
+    /// The chunks of one row.
+    pub(super) chunks: Vec<Chunk>,
+}
+
+impl Geometry {
+    pub(super) fn new(shape: &[usize], lanes: usize) -> Geometry {
+        let (n, rows) = match shape.split_last() {
+            Some((n, outer)) => (*n, outer.iter().product()),
+            None => (1, 1),
+        };
+        let mut chunks = Vec::new();
+        let mut start = 0;
+        while start < n {
+            let valid = lanes.min(n - start);
+            chunks.push(Chunk { start, valid, width: valid.next_power_of_two() });
+            start += valid;
+        }
+        Geometry { rows, n, chunks }
+    }
+
+    /// Parts of a tile.
+    pub(super) fn parts(&self) -> usize {
+        self.rows * self.chunks.len()
+    }
+
+    /// The chunk that a part is.
+    pub(super) fn chunk(&self, part: usize) -> Chunk {
+        self.chunks[part % self.chunks.len()]
+    }
+
+    /// The part and lane that hold an element, given its row-major position.
+    pub(super) fn find(&self, position: usize, lanes: usize) -> (usize, usize) {
+        let (row, i) = (position / self.n, position % self.n);
+        (row * self.chunks.len() + i / lanes, i % lanes)
+    }
+}
+
+/// Row-major steps of a shape.
+pub(super) fn steps(shape: &[usize]) -> Vec<usize> {
+    let mut out = vec![1; shape.len()];
+    for i in (1..shape.len()).rev() {
+        out[i - 1] = out[i] * shape[i];
+    }
+    out
+}
+
+/// Chooses the layout each value is wanted in.
+pub(super) fn choose(k: &Kernel, _chip: &Chip) -> Vec<Layout> {
+    let mut uses: HashMap<Val, (usize, usize)> = HashMap::new();
+    let mut loads = Vec::new();
+    walk(&k.body, &mut uses, &mut loads);
+    let mut wanted = vec![Layout::Rows; k.types.len()];
+    for v in loads {
+        if let Some((all, left)) = uses.get(&v)
+            && all == left
+        {
+            wanted[v.index()] = Layout::Elements;
+        }
+    }
+    wanted
+}
+
+/// Counts uses, and uses as left operand of a multiplication; lists the results of unmasked loads.
+fn walk(block: &Block, uses: &mut HashMap<Val, (usize, usize)>, loads: &mut Vec<Val>) {
+    for inst in &block.insts {
+        for (i, v) in inst.operands.iter().enumerate() {
+            let count = uses.entry(*v).or_default();
+            count.0 += 1;
+            count.1 += usize::from(matches!(inst.op, Op::Mma {}) && i == 1);
+        }
+        if matches!(inst.op, Op::Load { masked: false, .. }) {
+            loads.extend(inst.results.first());
+        }
+        for b in &inst.blocks {
+            walk(b, uses, loads);
+        }
+    }
+    for v in &block.results {
+        uses.entry(*v).or_default().0 += 1;
+    }
+}
+
+impl Fun<'_> {
+    pub(super) fn geometry(&self, shape: &[usize]) -> Geometry {
+        Geometry::new(shape, self.lanes)
+    }
+
+    /// The parts of a tile in rows.
+    pub(super) fn rows(&mut self, tile: &Tile) -> Result<Vec<V>> {
+        if tile.layout == Layout::Rows {
+            return Ok(tile.parts.clone());
+        }
+        let (reg, geo) = (Reg::of(tile.dtype), self.geometry(&tile.shape));
+        let mut parts = Vec::with_capacity(geo.parts());
+        for part in 0..geo.parts() {
+            let chunk = geo.chunk(part);
+            let at = part / geo.chunks.len() * geo.n + chunk.start;
+            let lanes: Vec<V> = tile.parts[at..at + chunk.valid].to_vec();
+            parts.push(self.pack(reg, &lanes, chunk.width));
+        }
+        Ok(parts)
+    }
+
+    /// The parts of an operand in rows.
+    pub(super) fn operand(&mut self, v: Val) -> Result<Vec<V>> {
+        let tile = self.tile(v)?.clone();
+        self.rows(&tile)
+    }
+
+    /// Every element of a tile, row-major.
+    pub(super) fn elements(&mut self, tile: &Tile) -> Vec<V> {
+        if tile.layout == Layout::Elements {
+            return tile.parts.clone();
+        }
+        let (reg, geo) = (Reg::of(tile.dtype), self.geometry(&tile.shape));
+        let mut out = Vec::with_capacity(geo.rows * geo.n);
+        for (part, x) in tile.parts.iter().enumerate() {
+            let chunk = geo.chunk(part);
+            for lane in 0..chunk.valid {
+                out.push(self.lane(reg, x, chunk.width, lane));
+            }
+        }
+        out
+    }
+
+    /// A value of `width` lanes from single elements.
+    pub(super) fn pack(&mut self, reg: Reg, elements: &[V], width: usize) -> V {
+        if width == 1 {
+            return elements[0].clone();
+        }
+        if elements.iter().all(|e| e == &elements[0]) {
+            return self.spread(reg, &elements[0], width);
+        }
+        let (ty, one) = (reg.ty(width), reg.ty(1));
+        let mut v: V = "poison".into();
+        for (i, e) in elements.iter().enumerate() {
+            v = self.def(format_args!("insertelement {ty} {v}, {one} {e}, i64 {i}"));
+        }
+        v
+    }
+
+    /// A value of `width` lanes whose lane `i` is lane `from[i].1` of part `from[i].0`; each part comes with
+    /// its own width. Lanes past the end of `from` hold anything.
+    pub(super) fn assemble(
+        &mut self,
+        reg: Reg,
+        parts: &[(V, usize)],
+        from: &[(usize, usize)],
+        width: usize,
+    ) -> V {
+        if width == 1 {
+            let (part, lane) = from[0];
+            return self.lane(reg, &parts[part].0, parts[part].1, lane);
+        }
+        let (first, _) = from[0];
+        if parts[first].1 == width && from.iter().enumerate().all(|(i, f)| *f == (first, i)) {
+            return parts[first].0.clone();
+        }
+        // Scalars are inserted; vectors are shuffled in, two at a time.
+        let mut result: Option<(V, Vec<Option<usize>>)> = None;
+        let mut done = vec![false; from.len()];
+        for i in 0..from.len() {
+            if done[i] {
+                continue;
+            }
+            let part = from[i].0;
+            let (x, n) = parts[part].clone();
+            let mut lanes = vec![None; width];
+            for (j, f) in from.iter().enumerate() {
+                if f.0 == part {
+                    lanes[j] = Some(f.1);
+                    done[j] = true;
+                }
+            }
+            let placed = if n == 1 {
+                if let Some((v, has)) = &result
+                    && lanes.iter().flatten().count() == 1
+                {
+                    let (ty, one) = (reg.ty(width), reg.ty(1));
+                    let mut has = has.clone();
+                    has[i] = Some(i);
+                    let v = self.def(format_args!("insertelement {ty} {v}, {one} {x}, i64 {i}"));
+                    result = Some((v, has));
+                    continue;
+                }
+                self.spread(reg, &x, width)
+            } else {
+                self.shuffle(reg, &x, &"poison".into(), n, &lanes)
+            };
+            result = Some(match result {
+                None => (placed, (0..width).map(|j| lanes[j].map(|_| j)).collect()),
+                Some((v, has)) => {
+                    let both: Vec<Option<usize>> = (0..width)
+                        .map(|j| if lanes[j].is_some() { Some(width + j) } else { has[j] })
+                        .collect();
+                    let v = self.shuffle(reg, &v, &placed, width, &both);
+                    (v, both.iter().enumerate().map(|(j, b)| b.map(|_| j)).collect())
+                }
+            });
+        }
+        result.map_or_else(|| "poison".into(), |r| r.0)
+    }
+
+    /// A tile of shape `shape` whose element at row-major position `p` is the one at `source(p)` in the row-major
+    /// order of `of`.
+    pub(super) fn rearrange(
+        &mut self,
+        of: &[(Reg, Vec<usize>, Vec<V>)],
+        shape: &[usize],
+        source: impl Fn(usize) -> (usize, usize),
+    ) -> Vec<V> {
+        let geo = self.geometry(shape);
+        let lanes = self.lanes;
+        let sources: Vec<Geometry> = of.iter().map(|(_, s, _)| self.geometry(s)).collect();
+        let reg = of[0].0;
+        let mut out = Vec::with_capacity(geo.parts());
+        for part in 0..geo.parts() {
+            let chunk = geo.chunk(part);
+            let at = part / geo.chunks.len() * geo.n + chunk.start;
+            let mut parts: Vec<(V, usize)> = Vec::new();
+            let mut seen: HashMap<V, usize> = HashMap::new();
+            let mut from = Vec::with_capacity(chunk.valid);
+            for i in 0..chunk.valid {
+                let (tile, position) = source(at + i);
+                let (p, lane) = sources[tile].find(position, lanes);
+                let name = &of[tile].2[p];
+                let width = sources[tile].chunk(p).width;
+                let index = *seen.entry(name.clone()).or_insert_with(|| {
+                    parts.push((name.clone(), width));
+                    parts.len() - 1
+                });
+                from.push((index, lane));
+            }
+            out.push(self.assemble(reg, &parts, &from, chunk.width));
+        }
+        out
+    }
+}
