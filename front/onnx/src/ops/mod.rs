@@ -8,7 +8,10 @@ use crate::error::Result;
 use crate::val::Val;
 
 mod control;
+mod index;
 mod math;
+mod nn;
+mod shape;
 
 /// Lowers one node: gives its results, in order (results that are never used may be left out at the end).
 pub type Lower = for<'m> fn(&mut Ctx<'_, 'm>, &NodeCtx<'m>) -> Result<Vec<Val>>;
@@ -50,7 +53,14 @@ impl Entry {
 }
 
 /// The families.
-const FAMILIES: &[&[Entry]] = &[control::OPS, math::OPS];
+#[rustfmt::skip]
+const FAMILIES: &[&[Entry]] = &[
+    control::OPS,
+    index::OPS,
+    math::OPS,
+    nn::OPS,
+    shape::OPS,
+];
 
 /// The operators by domain and name.
 pub struct Registry {
