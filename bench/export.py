@@ -4,8 +4,10 @@
 
 The weights are drawn from a fixed seed and batch norms are calibrated on one random batch, so that activations
 keep a natural size through the depth. Batch, sequence and (where the network allows it) picture dims are dynamic.
-Every model goes to ~/.cache/tongtu/models/NAME as scripts/fetch-models does it: model.onnx, meta.json and data
-sets whose outputs are ONNX Runtime's, after they were found to agree with PyTorch's.
+Every model is exported twice, as PyTorch's two exporters write quite unlike graphs: NAME comes from torch.export at
+opset 20, NAME-ts from TorchScript at opset 17, whose shapes are chains of Shape, Gather and Concat. Both go to
+~/.cache/tongtu/models as scripts/fetch-models does it: model.onnx, meta.json and data sets whose outputs are ONNX
+Runtime's, after they were found to agree with PyTorch's.
 """
 
 import argparse
@@ -31,6 +33,7 @@ VERSION = 1
 """Raised when a model or its data sets change; part of every stamp."""
 
 OPSET = 20
+TORCHSCRIPT_OPSET = 17
 AUTO = torch.export.Dim.AUTO
 
 
@@ -361,12 +364,8 @@ MODELS = {
 }
 
 
-def export(name, folder):
-    """Export one model into an empty folder."""
-    torch.manual_seed(0)
-    plan = MODELS[name]()
-    first = plan.cases[0]
-    arguments = tuple(torch.from_numpy(first[key]) for key in plan.inputs)
+def write_dynamo(plan, arguments, path):
+    """Export by torch.export."""
     shapes = tuple({dim: AUTO for dim in dims} for dims in plan.inputs.values())
     parameters = inspect.signature(plan.module.forward).parameters.values()
     named = sum(parameter.kind != parameter.VAR_POSITIONAL for parameter in parameters)
@@ -376,7 +375,28 @@ def export(name, folder):
         plan.module, arguments, dynamic_shapes=shapes, input_names=list(plan.inputs), output_names=plan.outputs,
         opset_version=OPSET, dynamo=True, optimize=True, verbose=False,
     )
-    program.save(str(folder / "model.onnx"), external_data=plan.external)
+    program.save(str(path), external_data=plan.external)
+
+
+def write_torchscript(plan, arguments, path):
+    """Export by TorchScript tracing."""
+    axes = {key: {dim: f"{key}_{dim}" for dim in dims} for key, dims in plan.inputs.items()}
+    torch.onnx.export(
+        plan.module, arguments, str(path), dynamic_axes=axes, input_names=list(plan.inputs),
+        output_names=plan.outputs, opset_version=TORCHSCRIPT_OPSET, dynamo=False,
+    )
+
+
+WRITERS = {"": write_dynamo, "-ts": write_torchscript}
+"""How a model is written, by what its name ends in."""
+
+
+def export(name, suffix, folder):
+    """Export one model into an empty folder."""
+    torch.manual_seed(0)
+    plan = MODELS[name]()
+    arguments = tuple(torch.from_numpy(plan.cases[0][key]) for key in plan.inputs)
+    WRITERS[suffix](plan, arguments, folder / "model.onnx")
     runner = onnxdata.session(folder / "model.onnx", 2)
     for case in plan.cases:
         with torch.no_grad():
@@ -399,11 +419,12 @@ def main():
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     parser.add_argument("--force", action="store_true", help="export again what is already there")
     arguments = parser.parse_args()
+    choices = {name + suffix: (name, suffix) for suffix in WRITERS for name in MODELS}
     if arguments.list:
-        print("\n".join(MODELS))
+        print("\n".join(choices))
         return 0
     for name in arguments.names:
-        if name not in MODELS:
+        if name not in choices:
             parser.error(f"unknown model '{name}' (see --list)")
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
@@ -413,7 +434,7 @@ def main():
     failed = []
     with open(models / ".export.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for name in arguments.names or MODELS:
+        for name in arguments.names or choices:
             stamp = f"{onnxdata.FORMAT}.{VERSION} torch {torch.__version__} onnx {onnx.__version__}"
             target = models / name
             if onnxdata.is_current(target, stamp) and not arguments.force:
@@ -422,7 +443,7 @@ def main():
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             try:
-                export(name, folder)
+                export(*choices[name], folder)
             except Exception as error:
                 failed.append(name)
                 print(f"error: {name}: {type(error).__name__}: {str(error)[:2000]}", file=sys.stderr, flush=True)

@@ -16,6 +16,8 @@ PYTHON_PACKAGES=(
     ml_dtypes==0.6.0
     pillow==13.0.0
     safetensors==0.8.0
+    sympy==1.14.0
+    onnx_ir==1.1.0
 )
 
 # What bench/export.py needs besides; kept in an environment of its own because of its size.

