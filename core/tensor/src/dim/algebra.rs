@@ -213,7 +213,7 @@ impl Dim {
             [term] if term.coef < 0 => (-self).floordiv(&-divisor),
             [term] => {
                 let Some((quotient, remainder)) = split(self, term) else { return kept() };
-                if remainder == Dim::from(0) {
+                if remainder == 0 {
                     return quotient;
                 }
                 let rest = match divisor.as_const() {
@@ -268,7 +268,7 @@ impl Dim {
             [term] if term.coef == i64::MIN => kept(),
             [term] if term.coef < 0 => -(-self).modulo(&-divisor),
             [term] => match split(self, term) {
-                Some((_, remainder)) if remainder == Dim::from(0) => remainder,
+                Some((_, remainder)) if remainder == 0 => remainder,
                 Some((_, remainder)) => match divisor.as_const() {
                     Some(c) => remainder.modulo_const(c),
                     None => Dim::atom(Atom::Mod(remainder, divisor.clone())),

@@ -55,7 +55,7 @@ impl Interval {
 
     fn power(self, n: u32) -> Interval {
         let whole = (0..n).fold(Interval::constant(1), |p, _| p.mul(self));
-        if n % 2 == 0 { Interval { low: whole.low.max(0), ..whole } } else { whole }
+        if n.is_multiple_of(2) { Interval { low: whole.low.max(0), ..whole } } else { whole }
     }
 
     fn floordiv(self, by: Interval) -> Interval {
@@ -134,7 +134,7 @@ impl Dim {
     /// Whether both are always equal. False may also mean that no proof was found.
     pub fn provably_eq(&self, other: &Dim, symbols: &Symbols) -> bool {
         let difference = algebra::sub(self, other).without_mod();
-        difference == Dim::from(0)
+        difference == 0
             || difference.non_negative(symbols, MAX_SPLITS) && (-difference).non_negative(symbols, MAX_SPLITS)
     }
 
@@ -147,7 +147,7 @@ impl Dim {
 
     /// Whether this is always a multiple of the other. False may also mean that no proof was found.
     pub fn provably_divisible_by(&self, divisor: &Dim, symbols: &Symbols) -> bool {
-        if self.without_mod().modulo(divisor) == Dim::from(0) {
+        if self.without_mod().modulo(divisor) == 0 {
             return true;
         }
         let Some(divisor) = divisor.as_const().filter(|&d| d != 0) else { return false };
