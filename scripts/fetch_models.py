@@ -29,7 +29,7 @@ import variants
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "examples" / "data" / "sign.png"
 
-VERSION = 1
+VERSION = 2
 """Raised when the data sets change; part of every stamp."""
 
 

@@ -63,14 +63,15 @@ def build(folder):
     half = g.constant("half", np.array(0.5, np.float32))
     root_two = g.constant("root_two", np.array(np.sqrt(2.0), np.float32))
     lowest = g.constant("lowest", np.array(np.finfo(np.float32).min, np.float32))
-    scale = g.constant("scale", np.array(1.0 / np.sqrt(size), np.float32))
+    scale = g.constant("scale", np.array(np.sqrt(size), np.float32))
     split = g.constant("split_heads", np.array([0, 0, heads, size], np.int64))
     merge = g.constant("merge_heads", np.array([0, 0, hidden], np.int64))
-    axes = g.constant("mask_axes", np.array([1, 2], np.int64))
     zero_index = g.constant("zero_index", np.array([0], np.int64))
     one_index = g.constant("one_index", np.array([1], np.int64))
 
-    length = g.op("Slice", g.op("Shape", "input_ids"), one_index, g.constant("two_index", np.array([2], np.int64)))
+    two_index = g.constant("two_index", np.array([2], np.int64))
+
+    length = g.op("Slice", g.op("Shape", "input_ids"), one_index, two_index)
     positions = g.op("Slice", g.constant("position_ids", np.arange(config["max_position_embeddings"], dtype=np.int64)),
                      zero_index, length)
     embedded = g.op("Gather", weight("embeddings.word_embeddings.weight"), "input_ids")
@@ -78,7 +79,8 @@ def build(folder):
     places = g.op("Gather", weight("embeddings.position_embeddings.weight"), positions)
     x = norm(g.op("Add", g.op("Add", embedded, kinds), places), "embeddings.LayerNorm")
 
-    mask = g.op("Cast", g.op("Unsqueeze", "attention_mask", axes), to=TensorProto.FLOAT)
+    wide = g.op("Unsqueeze", g.op("Unsqueeze", "attention_mask", one_index), two_index)
+    mask = g.op("Cast", wide, to=TensorProto.FLOAT)
     bias = g.op("Mul", g.op("Sub", one, mask), lowest)
 
     layers = config["num_hidden_layers"]
@@ -92,7 +94,7 @@ def build(folder):
         query = heads_of("query", [0, 2, 1, 3])
         key = heads_of("key", [0, 2, 3, 1])
         value = heads_of("value", [0, 2, 1, 3])
-        scores = g.op("Add", g.op("Mul", g.op("MatMul", query, key), scale), bias)
+        scores = g.op("Add", g.op("Div", g.op("MatMul", query, key), scale), bias)
         context = g.op("MatMul", g.op("Softmax", scores, axis=-1), value)
         context = g.op("Reshape", g.op("Transpose", context, perm=[0, 2, 1, 3]), merge)
         x = norm(g.op("Add", linear(context, f"{p}.attention.output.dense"), x), f"{p}.attention.output.LayerNorm")
