@@ -635,54 +635,95 @@ impl<'c, 'm> Ctx<'c, 'm> {
             .collect()
     }
 
-    /// Lowers a graph of the model as a region: a closed graph whose parameters are `params`, of the given types, and
-    /// what it captures. Gives the region, the types being those of the results, and the captured values of this graph.
-    pub(crate) fn region(
-        &mut self,
-        g: &'m GraphProto,
-        params: &[Val],
-        finish: impl FnOnce(&mut Ctx<'_, 'm>, Vec<Val>) -> Result<Vec<ValueId>>,
-    ) -> Result<(Graph, Vec<ValueId>)> {
+    /// Lowers a graph of the model in place, with the given values for its inputs.
+    pub(crate) fn inline(&mut self, g: &'m GraphProto, args: Vec<Val>) -> Result<Vec<Val>> {
+        self.check_inputs(g, args.len())?;
+        let names: BTreeSet<&str> = (g.input.iter().map(|i| &i.name))
+            .chain(g.initializer.iter().map(|t| &t.name))
+            .chain(g.node.iter().flat_map(|n| &n.output))
+            .map(String::as_str)
+            .collect();
+        let hidden: Vec<(&str, Option<Val>)> = names.iter().map(|&n| (n, self.scope.remove(n))).collect();
+        for (i, v) in g.input.iter().zip(args) {
+            self.scope.insert(i.name.clone(), v);
+        }
+        let path = std::mem::replace(&mut self.path, format!("{}/", self.b.loc));
+        let depth = self.enter()?;
+        self.initializers(g)?;
+        self.nodes(&g.node)?;
+        self.shared.graphs.set(depth);
+        self.path = path;
+        let results = g.output.iter().map(|o| self.lookup(&o.name)).collect();
+        for (name, v) in hidden {
+            match v {
+                Some(v) => self.scope.insert(name.to_string(), v),
+                None => self.scope.remove(name),
+            };
+        }
+        results
+    }
+
+    fn check_inputs(&self, g: &GraphProto, given: usize) -> Result<()> {
+        if g.input.len() == given {
+            return Ok(());
+        }
+        let have = g.input.len();
+        Err(OnnxError::Invalid(format!("graph '{}' has {have} inputs where {given} are given", g.name)))
+    }
+
+    fn enter(&self) -> Result<usize> {
         let depth = self.shared.graphs.get();
         if depth >= MAX_GRAPHS {
             return Err(OnnxError::Limit { what: format!("graphs are nested deeper than {MAX_GRAPHS}") });
         }
         self.shared.graphs.set(depth + 1);
+        Ok(depth)
+    }
+
+    /// Names of this scope that graphs capture.
+    pub(crate) fn captures(&self, graphs: &[&'m GraphProto]) -> BTreeSet<&'m str> {
+        graphs.iter().flat_map(|g| free_names(g)).filter(|n| self.scope.contains_key(*n)).collect()
+    }
+
+    /// Lowers a graph of the model as a region: a closed graph whose parameters have the given types, followed by one for
+    /// each value that it captures by one of the `names`. `begin` gives the values of the model graph's inputs from the
+    /// parameters, `finish` the region's results from the model graph's. Gives the region and the captured values of this graph.
+    pub(crate) fn region(
+        &mut self,
+        g: &'m GraphProto,
+        names: &BTreeSet<&'m str>,
+        params: &[Type],
+        begin: impl FnOnce(&mut Ctx<'_, 'm>, &[ValueId]) -> Result<Vec<Val>>,
+        finish: impl FnOnce(&mut Ctx<'_, 'm>, &[ValueId], Vec<Val>) -> Result<Vec<ValueId>>,
+    ) -> Result<(Arc<Graph>, Vec<ValueId>)> {
         let mut graph = Graph { name: g.name.clone(), ..Graph::default() };
+        let params: Vec<ValueId> = params.iter().map(|t| graph.add_input(t.clone(), None)).collect();
         let mut captured = Vec::new();
         let mut scope = HashMap::new();
-        if g.input.len() != params.len() {
-            return Err(OnnxError::Invalid(format!(
-                "graph '{}' has {} inputs where {} are given",
-                g.name,
-                g.input.len(),
-                params.len()
-            )));
-        }
-        for (i, p) in g.input.iter().zip(params) {
-            let mut none = Vec::new();
-            let v = self.translate(p, &mut graph, &mut none, Some(&i.name))?;
-            scope.insert(i.name.clone(), v);
-        }
-        for name in free_names(g) {
+        for &name in names {
             if let Some(v) = self.scope.get(name).cloned() {
                 let v = self.translate(&v, &mut graph, &mut captured, Some(name))?;
                 scope.insert(name.to_string(), v);
             }
         }
-        let path = format!("{}/", self.b.loc);
         let mut inner = Ctx {
             b: Builder::new(&mut graph, self.b.symbols),
             shared: self.shared,
             scope,
             opsets: self.opsets.clone(),
             call: self.call.clone(),
-            path,
+            path: format!("{}/", self.b.loc),
             calls: self.calls.clone(),
             absent: self.absent.clone(),
             bound: HashMap::new(),
         };
         inner.b.loc = self.b.loc.clone();
+        let depth = inner.enter()?;
+        let args = begin(&mut inner, &params)?;
+        inner.check_inputs(g, args.len())?;
+        for (i, v) in g.input.iter().zip(args) {
+            inner.scope.insert(i.name.clone(), v);
+        }
         inner.initializers(g)?;
         inner.nodes(&g.node)?;
         let mut results = Vec::new();
@@ -693,15 +734,15 @@ impl<'c, 'm> Ctx<'c, 'm> {
             }
             results.push(v);
         }
-        let outputs = finish(&mut inner, results)?;
+        let outputs = finish(&mut inner, &params, results)?;
         graph.outputs = outputs;
         self.shared.graphs.set(depth);
-        Ok((graph, captured))
+        Ok((Arc::new(graph), captured))
     }
 
     /// A value of this graph as one of a region: what is known is known there too, the rest becomes a parameter of
-    /// the region, and the value to pass is added to `captured`. Parameters of the region's own have no value here.
-    pub(crate) fn translate(
+    /// the region, and the value to pass is added to `captured`.
+    fn translate(
         &mut self,
         v: &Val,
         region: &mut Graph,
@@ -750,23 +791,6 @@ impl<'c, 'm> Ctx<'c, 'm> {
             }
             Val::Poison => Val::Poison,
         })
-    }
-
-    /// A value without definition, for a parameter of a region.
-    pub(crate) fn param(&self, ty: &Type) -> Val {
-        match ty {
-            Type::Tensor { dtype, dims } => Val::Tensor(TensorVal {
-                dtype: *dtype,
-                dims: dims.clone(),
-                known: Known::No,
-                id: Rc::default(),
-            }),
-            Type::Strings { dims } => {
-                Val::Strings(StringsVal { dims: dims.clone(), known: None, id: Rc::default() })
-            }
-            t @ Type::Optional(_) => Val::Optional(OptionalVal::Host(ValueId(u32::MAX), t.clone())),
-            t => Val::Sequence(SequenceVal::Host(ValueId(u32::MAX), t.clone())),
-        }
     }
 
     /// A fresh symbol.
