@@ -461,7 +461,7 @@ impl Tensor {
         shape[axis] = count;
         // With at most one element the stride is never used, and only then can this wrap.
         strides[axis] = strides[axis].wrapping_mul(step as isize);
-        let shift = if count == 0 { 0 } else { start as isize * self.strides[axis] };
+        let shift = (start as isize).wrapping_mul(self.strides[axis]);
         self.view(shape, strides, shift)
     }
 
@@ -494,6 +494,9 @@ impl Tensor {
 
     /// A view, `shift` elements on; of sub-byte elements a dense copy.
     fn view(&self, shape: Vec<usize>, strides: Vec<isize>, shift: isize) -> Result<Tensor, TensorError> {
+        if shape.contains(&0) {
+            return Ok(Tensor::dense(self.dtype, &shape, self.data.clone(), 0));
+        }
         let Some(size) = self.dtype.byte_size() else {
             let mut dense = Tensor::zeros(self.dtype, &shape)?;
             let elements = Tensor {
