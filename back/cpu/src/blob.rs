@@ -17,6 +17,8 @@ use std::collections::HashMap;
 pub struct Blob {
     /// The bytes, to be placed at a page-aligned address.
     pub bytes: Vec<u8>,
+    /// The greatest alignment that anything in it asks for, a power of two.
+    pub align: usize,
     /// Offsets of the functions, by name, in the order of their offsets.
     pub entries: Vec<(String, u32)>,
 }
@@ -35,6 +37,7 @@ pub fn link(object: &[u8]) -> Result<Blob, Error> {
         return Err(bad("not for x86-64"));
     }
     let mut bytes: Vec<u8> = Vec::new();
+    let mut most = 16;
     let mut place: HashMap<SectionIndex, u64> = HashMap::new();
     for code in [true, false] {
         for section in file.sections() {
@@ -56,6 +59,7 @@ pub fn link(object: &[u8]) -> Result<Blob, Error> {
             if !align.is_power_of_two() || align > PAGE {
                 return Err(bad(format!("a section is aligned to {align} bytes")));
             }
+            most = most.max(align);
             let at = (bytes.len() as u64).next_multiple_of(align);
             let data = section.data().map_err(bad)?;
             bytes.resize(at as usize, 0);
@@ -105,5 +109,5 @@ pub fn link(object: &[u8]) -> Result<Blob, Error> {
         }
     }
     entries.sort_by_key(|e| e.1);
-    Ok(Blob { bytes, entries })
+    Ok(Blob { bytes, align: most as usize, entries })
 }

@@ -7,6 +7,9 @@
 mod artifact;
 #[cfg(any(feature = "llvm", feature = "llvm-static"))]
 pub mod blob;
+#[cfg(any(feature = "llvm", feature = "llvm-static"))]
+mod compile;
+mod device;
 mod error;
 mod exec;
 #[cfg(any(feature = "llvm", feature = "llvm-static"))]
@@ -18,6 +21,9 @@ mod pool;
 pub mod probe;
 
 pub use artifact::{Artifact, Entry};
+#[cfg(any(feature = "llvm", feature = "llvm-static"))]
+pub use compile::{CpuCompiler, NAME, Times};
+pub use device::CpuDevice;
 pub use error::Error;
 pub use exec::{Buf, Kernel, Loaded};
 pub use pool::Pool;
