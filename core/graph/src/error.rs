@@ -68,3 +68,22 @@ pub enum GraphError {
         detail: String,
     },
 }
+
+impl GraphError {
+    /// The error with this origin, where it has none of its own.
+    pub fn at(mut self, origin: &Loc) -> GraphError {
+        match &mut self {
+            GraphError::Arity { loc, .. }
+            | GraphError::Type { loc, .. }
+            | GraphError::Shape { loc, .. }
+            | GraphError::Structure { loc, .. }
+            | GraphError::Eval { loc, .. } => {
+                if loc.0.is_none() {
+                    *loc = origin.clone();
+                }
+            }
+            GraphError::Parse { .. } => {}
+        }
+        self
+    }
+}

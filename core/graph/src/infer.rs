@@ -108,6 +108,15 @@ impl Ctx<'_> {
     fn same_types(&self, a: DType, b: DType) -> Result<(), GraphError> {
         if a == b { Ok(()) } else { Err(self.ty(format!("operand types {a} and {b} differ"))) }
     }
+    /// Refuses indices longer than the data in a dim other than `axis`.
+    fn not_above(&self, indices: &[Dim], data: &[Dim], axis: usize) -> Result<(), GraphError> {
+        for (k, (i, n)) in indices.iter().zip(data).enumerate() {
+            if k != axis && (i - n).as_const().is_some_and(|d| d > 0) {
+                return Err(self.shape(format!("dim {k}: indices of {i:?} for data of {n:?}")));
+            }
+        }
+        Ok(())
+    }
     fn index_type(&self, i: usize) -> Result<(), GraphError> {
         let (d, _) = self.tensor(i)?;
         if matches!(d, DType::I32 | DType::I64 | DType::U32 | DType::U64) {
@@ -292,6 +301,7 @@ pub fn infer(op: &Op, inputs: &[Type], symbols: &Symbols, loc: &Loc) -> Result<V
             if x.len() != i.len() {
                 return Err(c.shape("data and indices have different ranks"));
             }
+            c.not_above(i, x, *axis)?;
             one(d, i.to_vec())
         }
         Op::GatherNd { batch } => {
@@ -315,6 +325,7 @@ pub fn infer(op: &Op, inputs: &[Type], symbols: &Symbols, loc: &Loc) -> Result<V
             if x.len() != i.len() {
                 return Err(c.shape("data and indices have different ranks"));
             }
+            c.not_above(i, x, *axis)?;
             c.same_dims("indices and updates", i, u)?;
             one(d, x.to_vec())
         }
@@ -361,6 +372,9 @@ pub fn infer(op: &Op, inputs: &[Type], symbols: &Symbols, loc: &Loc) -> Result<V
         }
         Op::Contract { batch, over, acc } => {
             let [(_, x), (_, y)] = c.tensors()?;
+            if !acc.is_float() && inputs.iter().any(|t| t.as_tensor().is_some_and(|(d, _)| d.is_float())) {
+                return Err(c.ty(format!("floating-point operands can't accumulate in {acc}")));
+            }
             let mut used = (vec![false; x.len()], vec![false; y.len()]);
             for &(a, b) in batch.iter().chain(over) {
                 c.axis(a, x.len())?;
@@ -382,6 +396,9 @@ pub fn infer(op: &Op, inputs: &[Type], symbols: &Symbols, loc: &Loc) -> Result<V
         }
         Op::Conv { spec, acc } => {
             let [(_, x), (_, k)] = c.tensors()?;
+            if !acc.is_float() && inputs.iter().any(|t| t.as_tensor().is_some_and(|(d, _)| d.is_float())) {
+                return Err(c.ty(format!("floating-point operands can't accumulate in {acc}")));
+            }
             one(*acc, conv_dims(&c, spec, x, k)?)
         }
         Op::WindowReduce { combiner, spec } => {

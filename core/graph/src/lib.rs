@@ -14,12 +14,15 @@
 pub mod build;
 pub mod composite;
 pub mod error;
+pub mod eval;
 pub mod graph;
 pub mod infer;
+mod inline;
 pub mod op;
 
 pub use build::Builder;
 pub use error::GraphError;
 pub use graph::{Graph, Loc, Module, Node, Type, Value, ValueId};
+pub use inline::{inline_composites, inline_where};
 pub use op::{AttrValue, ConvRole, ConvSpec, Op, WindowSpec};
 pub use tongtu_tensor::Combiner;
