@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tongtu_tensor::{DType, MappedFile, Storage, Tensor};
 
 use crate::error::{OnnxError, Result};
-use crate::proto::{StringEntry, TensorProto};
+use crate::proto::{OptionalProto, SequenceProto, StringEntry, TensorProto};
 
 /// Tensors of at least this many bytes stay in the mapped file; smaller ones are copied to aligned memory.
 const MAPPED: usize = 4096;
@@ -256,4 +256,102 @@ fn inside(folder: &Path, location: &str) -> std::result::Result<PathBuf, String>
         return Err(format!("'{location}' is not a file"));
     }
     Ok(path)
+}
+
+/// A value of a data file.
+#[derive(Clone, Debug)]
+pub enum FileValue {
+    /// A tensor of numbers.
+    Tensor(Tensor),
+    /// A tensor of strings.
+    Strings {
+        /// Dims.
+        shape: Vec<usize>,
+        /// Elements in row-major order.
+        elements: Vec<String>,
+    },
+    /// A sequence.
+    Sequence(Vec<FileValue>),
+    /// An optional.
+    Optional(Option<Box<FileValue>>),
+}
+
+/// What a data file holds; the file does not say so itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    /// `TensorProto`.
+    Tensor,
+    /// `SequenceProto`.
+    Sequence,
+    /// `OptionalProto`.
+    Optional,
+}
+
+/// Reads a data file (`input_0.pb` and the like).
+///
+/// # Errors
+/// As for models: a typed error with a code.
+pub fn read_file(path: &Path, kind: FileKind) -> Result<FileValue> {
+    let source = Source::open(path)?;
+    let bytes = source.bytes.bytes();
+    match kind {
+        FileKind::Tensor => file_tensor(&crate::wire::read(bytes)?, &source),
+        FileKind::Sequence => file_sequence(&crate::wire::read(bytes)?, &source),
+        FileKind::Optional => file_optional(&crate::wire::read(bytes)?, &source),
+    }
+}
+
+fn file_tensor(p: &TensorProto, source: &Source) -> Result<FileValue> {
+    Ok(match tensor(p, source)? {
+        Contents::Tensor(t) => FileValue::Tensor(t),
+        Contents::Strings { shape, elements } => FileValue::Strings { shape, elements },
+    })
+}
+
+fn file_sequence(p: &SequenceProto, source: &Source) -> Result<FileValue> {
+    let mut items = Vec::new();
+    for t in &p.tensor_values {
+        items.push(file_tensor(t, source)?);
+    }
+    for s in &p.sequence_values {
+        items.push(file_sequence(s, source)?);
+    }
+    for o in &p.optional_values {
+        items.push(file_optional(o, source)?);
+    }
+    Ok(FileValue::Sequence(items))
+}
+
+fn file_optional(p: &OptionalProto, source: &Source) -> Result<FileValue> {
+    let item = match (&p.tensor_value, &p.sequence_value, &p.optional_value) {
+        (Some(t), _, _) => Some(file_tensor(t, source)?),
+        (_, Some(s), _) => Some(file_sequence(s, source)?),
+        (_, _, Some(o)) => Some(file_optional(o, source)?),
+        _ => None,
+    };
+    Ok(FileValue::Optional(item.map(Box::new)))
+}
+
+/// A tensor as the bytes of a `TensorProto`; `None` for element types that ONNX does not have.
+pub fn write_tensor(name: &str, t: &Tensor) -> Option<Vec<u8>> {
+    fn varint(out: &mut Vec<u8>, mut v: u64) {
+        while v >= 0x80 {
+            out.push(v as u8 | 0x80);
+            v >>= 7;
+        }
+        out.push(v as u8);
+    }
+    let mut out = Vec::new();
+    for &d in t.shape() {
+        out.push(1 << 3);
+        varint(&mut out, d as u64);
+    }
+    out.push(2 << 3);
+    varint(&mut out, dtype_number(t.dtype())? as u64);
+    for (number, bytes) in [(8u8, name.as_bytes()), (9, &t.bytes())] {
+        out.push(number << 3 | 2);
+        varint(&mut out, bytes.len() as u64);
+        out.extend_from_slice(bytes);
+    }
+    Some(out)
 }
