@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
+use tongtu_graph::eval::HostValue;
 use tongtu_tensor::{DType, MappedFile, Storage, Tensor};
 
 use crate::error::{OnnxError, Result};
@@ -258,24 +259,6 @@ fn inside(folder: &Path, location: &str) -> std::result::Result<PathBuf, String>
     Ok(path)
 }
 
-/// A value of a data file.
-#[derive(Clone, Debug)]
-pub enum FileValue {
-    /// A tensor of numbers.
-    Tensor(Tensor),
-    /// A tensor of strings.
-    Strings {
-        /// Dims.
-        shape: Vec<usize>,
-        /// Elements in row-major order.
-        elements: Vec<String>,
-    },
-    /// A sequence.
-    Sequence(Vec<FileValue>),
-    /// An optional.
-    Optional(Option<Box<FileValue>>),
-}
-
 /// What a data file holds; the file does not say so itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileKind {
@@ -291,7 +274,7 @@ pub enum FileKind {
 ///
 /// # Errors
 /// As for models: a typed error with a code.
-pub fn read_file(path: &Path, kind: FileKind) -> Result<FileValue> {
+pub fn read_file(path: &Path, kind: FileKind) -> Result<HostValue> {
     let source = Source::open(path)?;
     let bytes = source.bytes.bytes();
     match kind {
@@ -301,14 +284,14 @@ pub fn read_file(path: &Path, kind: FileKind) -> Result<FileValue> {
     }
 }
 
-fn file_tensor(p: &TensorProto, source: &Source) -> Result<FileValue> {
+fn file_tensor(p: &TensorProto, source: &Source) -> Result<HostValue> {
     Ok(match tensor(p, source)? {
-        Contents::Tensor(t) => FileValue::Tensor(t),
-        Contents::Strings { shape, elements } => FileValue::Strings { shape, elements },
+        Contents::Tensor(t) => HostValue::Tensor(t),
+        Contents::Strings { shape, elements } => HostValue::Strings { shape, data: elements },
     })
 }
 
-fn file_sequence(p: &SequenceProto, source: &Source) -> Result<FileValue> {
+fn file_sequence(p: &SequenceProto, source: &Source) -> Result<HostValue> {
     let mut items = Vec::new();
     for t in &p.tensor_values {
         items.push(file_tensor(t, source)?);
@@ -319,17 +302,17 @@ fn file_sequence(p: &SequenceProto, source: &Source) -> Result<FileValue> {
     for o in &p.optional_values {
         items.push(file_optional(o, source)?);
     }
-    Ok(FileValue::Sequence(items))
+    Ok(HostValue::Sequence(items))
 }
 
-fn file_optional(p: &OptionalProto, source: &Source) -> Result<FileValue> {
+fn file_optional(p: &OptionalProto, source: &Source) -> Result<HostValue> {
     let item = match (&p.tensor_value, &p.sequence_value, &p.optional_value) {
         (Some(t), _, _) => Some(file_tensor(t, source)?),
         (_, Some(s), _) => Some(file_sequence(s, source)?),
         (_, _, Some(o)) => Some(file_optional(o, source)?),
         _ => None,
     };
-    Ok(FileValue::Optional(item.map(Box::new)))
+    Ok(HostValue::Optional(item.map(Box::new)))
 }
 
 /// A tensor as the bytes of a `TensorProto`; `None` for element types that ONNX does not have.

@@ -20,5 +20,5 @@ pub mod wire;
 
 pub use ctx::{Ctx, NodeCtx, Opsets};
 pub use error::{Issue, OnnxError};
-pub use lower::{Loaded, Options, Port, load, load_bytes};
+pub use lower::{Loaded, Options, Port, input_names, load, load_bytes};
 pub use val::{Known, OptionalVal, SequenceVal, StringsVal, TensorVal, Val};

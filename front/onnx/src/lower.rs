@@ -100,6 +100,18 @@ pub fn load_bytes(bytes: Vec<u8>, options: &Options) -> Result<Loaded> {
     load_source(&Source::memory(bytes), options)
 }
 
+/// The names of a model's inputs that a caller gives, in order: those that are not constants of the file.
+///
+/// # Errors
+/// If the file can't be read.
+pub fn input_names(path: impl AsRef<Path>) -> Result<Vec<String>> {
+    let source = Source::open(path.as_ref())?;
+    let model: ModelProto = wire::read(source.bytes.bytes())?;
+    let Some(graph) = model.graph.as_deref() else { return Err(OnnxError::Invalid("the file has no graph".into())) };
+    let constant: HashSet<&str> = graph.initializer.iter().map(|t| t.name.as_str()).collect();
+    Ok(graph.input.iter().map(|i| i.name.clone()).filter(|n| !constant.contains(n.as_str())).collect())
+}
+
 fn domain_name(domain: &str) -> &str {
     if domain == "ai.onnx" { "" } else { domain }
 }

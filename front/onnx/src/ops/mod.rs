@@ -3,6 +3,10 @@
 
 use std::collections::HashMap;
 
+use tongtu_graph::{AttrValue, Type, infer};
+use tongtu_tensor::DType;
+use tongtu_tensor::dim::Dim;
+
 use crate::ctx::{Ctx, NodeCtx};
 use crate::error::Result;
 use crate::val::Val;
@@ -93,11 +97,58 @@ pub fn operators() -> Vec<(&'static str, &'static str, i64)> {
 }
 
 /// Equality of strings, an operation of the host.
-pub(crate) fn strings_equal<'m>(_: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
-    Err(n.unsupported("strings"))
+pub(crate) fn strings_equal<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
+    let (Val::Strings(a), Val::Strings(b)) = (n.val(0)?, n.val(1)?) else {
+        return Err(n.bad("strings are compared with strings only"));
+    };
+    let dims = broadcast(n, &a.dims, &b.dims)?;
+    let operands = [cx.arg(n, 0)?, cx.arg(n, 1)?];
+    let y = cx.host("strings_equal", Vec::new(), &operands, vec![Type::tensor(DType::Bool, dims)])?;
+    cx.one(y[0])
+}
+
+/// Dims under NumPy's broadcasting.
+pub(crate) fn broadcast(n: &NodeCtx<'_>, a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>> {
+    let rank = a.len().max(b.len());
+    let one = Dim::from(1);
+    let at = |v: &[Dim], i: usize| (i + v.len()).checked_sub(rank).map_or(one.clone(), |k| v[k].clone());
+    (0..rank)
+        .map(|i| match (at(a, i), at(b, i)) {
+            (x, y) if x == one => Ok(y),
+            (x, y) if y == one => Ok(x),
+            (x, y) if infer::may_equal(&x, &y) => Ok(infer::simpler(&x, &y)),
+            (x, y) => Err(n.bad(format!("dims {x:?} and {y:?} do not broadcast"))),
+        })
+        .collect()
 }
 
 /// Conversions from and to strings, operations of the host.
-pub(crate) fn strings_cast<'m>(_: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
-    Err(n.unsupported("strings"))
+pub(crate) fn strings_cast<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
+    let to = match n.op() {
+        "Cast" => n.int("to", 0)?,
+        _ => match n.val(1)? {
+            Val::Tensor(t) => t_number(t.dtype),
+            _ => i64::from(crate::data::STRING),
+        },
+    };
+    let x = cx.arg(n, 0)?;
+    let y = match n.val(0)? {
+        v @ Val::Strings(_) if to == i64::from(crate::data::STRING) => return Ok(vec![v.clone()]),
+        Val::Strings(s) => {
+            let to = i32::try_from(to).ok().and_then(crate::data::dtype);
+            let to = to.ok_or_else(|| n.unsupported("this element type"))?;
+            let ty = Type::tensor(to, s.dims.clone());
+            cx.host("strings_to_numbers", vec![("to".into(), AttrValue::DType(to))], &[x], vec![ty])?
+        }
+        Val::Tensor(t) => {
+            let ty = Type::Strings { dims: t.dims.clone() };
+            cx.host("strings_from_numbers", Vec::new(), &[x], vec![ty])?
+        }
+        _ => return Err(n.bad("the operand is no tensor")),
+    };
+    cx.one(y[0])
+}
+
+fn t_number(dtype: DType) -> i64 {
+    crate::data::dtype_number(dtype).map_or(0, i64::from)
 }
