@@ -205,9 +205,14 @@ impl DType {
                     return format.nan_code.unwrap_or(sign_bit);
                 }
                 if mode == CastMode::default() {
+                    let narrow = x as f32;
+                    // From f64 `half` may round twice.
+                    let exact = f64::from(narrow) == x;
                     match self {
                         DType::F64 => return x.to_bits(),
-                        DType::F32 => return (x as f32).to_bits().into(),
+                        DType::F32 => return narrow.to_bits().into(),
+                        DType::F16 if exact => return half::f16::from_f32(narrow).to_bits().into(),
+                        DType::BF16 if exact => return half::bf16::from_f32(narrow).to_bits().into(),
                         _ => {}
                     }
                 }

@@ -270,14 +270,30 @@ impl Tensor {
             return Ok(self.clone());
         }
         let mut dense = Tensor::zeros(self.dtype, &self.shape)?;
-        // Sub-byte tensors are always dense.
-        let size = self.dtype.byte_size().unwrap_or(1);
-        let source = self.data.bytes();
-        let target = dense.bytes_mut();
-        for (element, at) in target.chunks_exact_mut(size).zip(self.offsets()) {
-            element.copy_from_slice(&source[at..][..size]);
-        }
+        self.copy_runs(dense.bytes_mut());
         Ok(dense)
+    }
+
+    /// Copies the elements, which take at least a byte each, to a dense run.
+    fn copy_runs(&self, target: &mut [u8]) {
+        // The trailing axes that are dense are copied at once.
+        let (mut outer, mut run) = (self.rank(), 1);
+        while let Some(axis) = outer.checked_sub(1)
+            && (self.shape[axis] == 1 || self.strides[axis] == run as isize)
+        {
+            run *= self.shape[axis];
+            outer = axis;
+        }
+        let size = self.dtype.byte_size().unwrap_or(1);
+        let starts = Tensor {
+            shape: self.shape[..outer].to_vec(),
+            strides: self.strides[..outer].to_vec(),
+            ..self.clone()
+        };
+        let source = self.data.bytes();
+        for (elements, at) in target.chunks_exact_mut(run.max(1) * size).zip(starts.offsets()) {
+            elements.copy_from_slice(&source[at..][..run * size]);
+        }
     }
 
     /// Byte offsets of all elements in row-major order, for elements of at least a byte.
@@ -303,10 +319,8 @@ impl Tensor {
         if let Some(bytes) = self.dense_bytes() {
             return Cow::Borrowed(bytes);
         }
-        let size = self.dtype.byte_size().unwrap_or(1);
-        let source = self.data.bytes();
-        let mut bytes = Vec::with_capacity(self.nbytes());
-        self.offsets().for_each(|at| bytes.extend_from_slice(&source[at..][..size]));
+        let mut bytes = vec![0; self.nbytes()];
+        self.copy_runs(&mut bytes);
         Cow::Owned(bytes)
     }
 
@@ -418,12 +432,13 @@ impl Tensor {
 
     /// The bit patterns of the elements in row-major order.
     pub fn codes(&self) -> impl Iterator<Item = u64> + '_ {
+        let dense = self.dense_bytes();
         let bytes = self.data.bytes();
+        let size = self.dtype.byte_size().unwrap_or(1);
         let mut offsets = self.offsets();
-        let size = self.dtype.byte_size();
-        (0..self.len()).map(move |i| match (size, offsets.next()) {
-            (Some(size), Some(at)) => fetch(&bytes[at..][..size], self.dtype, 0),
-            _ => fetch(&bytes[self.offset..], self.dtype, i),
+        (0..self.len()).map(move |i| match dense {
+            Some(dense) => fetch(dense, self.dtype, i),
+            None => offsets.next().map_or(0, |at| fetch(&bytes[at..][..size], self.dtype, 0)),
         })
     }
 
@@ -525,15 +540,32 @@ impl Tensor {
         }
         let mut result = Tensor::zeros(to, &self.shape)?;
         let bytes = result.bytes_mut();
-        for (i, value) in self.iter().enumerate() {
-            put(bytes, to, i, to.encode_rounded(value, mode));
+        let convert = |code| to.encode_rounded(self.dtype.decode(code), mode);
+        // Narrow types have fewer codes than a large tensor has elements.
+        if self.dtype.bits() <= 16 && self.len() >= 1 << self.dtype.bits() {
+            let table: Vec<u64> = (0..1 << self.dtype.bits()).map(convert).collect();
+            self.codes().enumerate().for_each(|(i, code)| put(bytes, to, i, table[code as usize]));
+        } else {
+            self.codes().enumerate().for_each(|(i, code)| put(bytes, to, i, convert(code)));
         }
         Ok(result)
     }
 
     /// The elements in row-major order as `f64`.
     pub fn to_f64_vec(&self) -> Vec<f64> {
-        self.iter().map(Num::to_f64).collect()
+        fn all<T: Element>(tensor: &Tensor, convert: impl Fn(T) -> f64) -> Vec<f64> {
+            let elements = tensor.to_vec::<T>().unwrap_or_default();
+            elements.into_iter().map(convert).collect()
+        }
+        match self.dtype {
+            DType::F32 => all::<f32>(self, f64::from),
+            DType::F64 => self.to_vec().unwrap_or_default(),
+            DType::F16 => all::<half::f16>(self, f64::from),
+            DType::BF16 => all::<half::bf16>(self, f64::from),
+            DType::I32 => all::<i32>(self, f64::from),
+            DType::I64 => all::<i64>(self, |n| n as f64),
+            _ => self.iter().map(Num::to_f64).collect(),
+        }
     }
 
     /// The elements of a bool or integer tensor in row-major order as `i64`.
