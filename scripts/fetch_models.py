@@ -281,7 +281,7 @@ def fetch(model, folder, packages):
 
 def derive(variant, base, folder):
     """Fill an empty model folder from the folder of its base model, which is there."""
-    # The tools leave their own files behind, and change the warning settings.
+    # The tools advise at length.
     logging.disable(logging.WARNING)
     variant.write(folder.parent / base.name / "model.onnx", folder / "model.onnx")
     onnxdata.add_data_sets(folder, base.cases())

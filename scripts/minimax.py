@@ -169,12 +169,24 @@ def main():
         single = name.endswith("F32")
         values = [float(v) for v in head] + [f32(rest) if single else float(rest)]
         out += [f"/// {doc}.", f"pub(super) const {name}: &[f64] = &[", rust(values).rstrip("\n"), "];"]
-    pairs = [("PI", pi), ("PI_2", pi / 2), ("PI_4", pi / 4), ("TWO_PI", 2 * pi), ("LOG2_E", 1 / ln2), ("TWO_THIRDS", mpf(2) / 3), ("HALF_LOG_2PI", log(2 * pi) / 2), ("LN_PI", log(pi)), ("LN2_PAIR", ln2)]
-    for name, x in pairs:
-        for suffix, rounding in (("F32", f32), ("F64", float)):
+    both = ("F32", "F64")
+    pairs = [
+        ("PI", pi, both),
+        ("PI_2_PAIR", pi / 2, both),
+        ("PI_4", pi / 4, both),
+        ("LOG2_E", 1 / ln2, both),
+        ("TWO_PI", 2 * pi, both[1:]),
+        ("TWO_THIRDS", mpf(2) / 3, both[1:]),
+        ("HALF_LOG_2PI", log(2 * pi) / 2, both[1:]),
+        ("LN_PI", log(pi), both[1:]),
+    ]
+    for name, x, kinds in pairs:
+        for kind in kinds:
+            rounding = f32 if kind == "F32" else float
             hi = rounding(x)
             lo = rounding(x - mpf(hi))
-            out += [f"/// High and low part for arithmetic in {suffix.lower()}.", f"pub(super) const {name}_{suffix}: (f64, f64) = ({hi!r}, {lo!r});"]
+            out += [f"/// High and low part for arithmetic in {kind.lower()}."]
+            out += [f"pub(super) const {name}_{kind}: (f64, f64) = ({hi!r}, {lo!r});"]
     mp.prec = 1400
     digits = int(floor(1 / (2 * mp.pi) * mpf(2) ** (32 * 40)))
     words = [(digits >> (32 * (39 - i))) & 0xFFFFFFFF for i in range(40)]
