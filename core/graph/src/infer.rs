@@ -8,7 +8,7 @@ use tongtu_tensor::scalar::Unary;
 use tongtu_tensor::{Combiner, DType};
 
 use crate::error::GraphError;
-use crate::graph::{Loc, Type};
+use crate::graph::{Graph, Loc, Type};
 use crate::op::{ConvRole, ConvSpec, Op, WindowSpec};
 
 /// The simpler of two dims taken to be equal: a constant before a symbol before an expression.
@@ -427,6 +427,7 @@ pub fn infer(op: &Op, inputs: &[Type], symbols: &Symbols, loc: &Loc) -> Result<V
                         results.len()
                     )));
                 }
+                check_operands(&c, g, 1)?;
                 check_results(&c, g.outputs.iter().map(|&v| g.ty(v)), results)?;
             }
             Ok(results.clone())
@@ -446,7 +447,13 @@ pub fn infer(op: &Op, inputs: &[Type], symbols: &Symbols, loc: &Loc) -> Result<V
                     n + 1
                 )));
             }
+            check_operands(&c, body, 1)?;
+            let carried: Vec<Type> = body.inputs[..n].iter().map(|&v| body.ty(v).clone()).collect();
             check_results(&c, body.outputs[1..].iter().map(|&v| body.ty(v)), results)?;
+            check_results(&c, carried.iter(), results)?;
+            if !matches!(body.ty(body.outputs[0]).as_tensor(), Some((DType::Bool, []))) {
+                return Err(c.ty("the body's first result is not a bool scalar"));
+            }
             Ok(results.clone())
         }
         Op::Composite { body, .. } => {
@@ -519,6 +526,21 @@ fn combined(c: &Ctx<'_>, dims: Vec<Dim>) -> Result<Vec<Type>, GraphError> {
 fn check_condition(c: &Ctx<'_>, i: usize) -> Result<(), GraphError> {
     let (d, dims) = c.tensor(i)?;
     if d == DType::Bool && dims.is_empty() { Ok(()) } else { Err(c.ty("the condition is not a bool scalar")) }
+}
+
+/// Kinds of operands from `first` on against the inputs of a region.
+fn check_operands(c: &Ctx<'_>, region: &Graph, first: usize) -> Result<(), GraphError> {
+    for (i, (have, &v)) in c.inputs[first..].iter().zip(&region.inputs).enumerate() {
+        let same = match (have.as_tensor(), region.ty(v).as_tensor()) {
+            (Some((d, x)), Some((e, y))) => d == e && x.len() == y.len(),
+            (None, None) => true,
+            _ => false,
+        };
+        if !same {
+            return Err(c.ty(format!("operand {} is {have:?}, the region takes {:?}", i + first, region.ty(v))));
+        }
+    }
+    Ok(())
 }
 
 fn check_results<'a>(

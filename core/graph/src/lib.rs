@@ -19,6 +19,8 @@ pub mod graph;
 pub mod infer;
 mod inline;
 pub mod op;
+pub mod text;
+pub mod verify;
 
 pub use build::Builder;
 pub use error::GraphError;
@@ -26,3 +28,4 @@ pub use graph::{Graph, Loc, Module, Node, Type, Value, ValueId};
 pub use inline::{inline_composites, inline_where};
 pub use op::{AttrValue, ConvRole, ConvSpec, Op, WindowSpec};
 pub use tongtu_tensor::Combiner;
+pub use verify::verify;
