@@ -1,1 +1,45 @@
-//! Tongtu: the compiler from tensor graphs to plans of tile kernels
+//! The compiler: tensor graph in, plan of tile kernels out.
+//!
+//! In order: [`passes`] simplify, fold and choose layouts; [`fuse`] groups operations into kernels; [`schedule`] gives each group its
+//! tile programs, with [`emit`] turning elementwise expressions into tiles; [`expand`] rewrites what a chip
+//! lacks; the back end, handed in as an argument, makes artifacts; [`plan`] writes the host program and its memory.
+//!
+//! It reads chips only through their description, and promises the same output for the same input, byte for byte.
+#![forbid(unsafe_code)]
+
+mod collapse;
+pub mod emit;
+pub mod error;
+pub mod expand;
+pub mod fuse;
+pub mod passes;
+pub mod plan;
+pub mod schedule;
+
+pub use error::Error;
+
+use tongtu_chip::Chip;
+use tongtu_graph::Module;
+use tongtu_plan::{Compiler, Plan};
+
+/// What the user may choose.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Settings of the graph passes.
+    pub passes: passes::Options,
+}
+
+/// Compiles a module for a chip.
+///
+/// # Errors
+/// A broken graph, an operation that no schedule covers, or the back end's refusal, each with the operation and its place in the
+/// user's model.
+pub fn compile(
+    module: Module,
+    compiler: &dyn Compiler,
+    chip: &Chip,
+    options: &Options,
+) -> Result<Plan, Error> {
+    let module = passes::prepare(module, &options.passes)?;
+    plan::lower(&module, compiler, chip)
+}

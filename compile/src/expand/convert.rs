@@ -1,0 +1,311 @@
+//! Conversions between element types by bit operations.
+
+use tongtu_tensor::scalar::{Binary, Compare, Unary};
+use tongtu_tensor::{CastMode, DType, FloatFormat, Overflow, Rounding};
+use tongtu_tile::{Op, Val};
+
+use super::emit::Emit;
+use super::math::format;
+
+/// The unsigned integer of a narrow type's width; `None` for widths without one.
+fn bits_type(d: DType) -> Option<DType> {
+    match d.bits() {
+        4 => Some(DType::U4),
+        8 => Some(DType::U8),
+        16 => Some(DType::U16),
+        _ => None,
+    }
+}
+
+impl Emit<'_> {
+    pub(super) fn convert(&mut self, x: Val, to: DType, mode: CastMode) -> Option<Val> {
+        let from = self.dtype(x);
+        if from.is_bool() && to != DType::I32 {
+            let wide = self.cast(x, DType::I32);
+            return Some(self.op(Op::Cast { to, mode }, &[wide]));
+        }
+        if to.is_bool() {
+            let zero = if from.is_float() { self.k(from, 0.0) } else { self.i(from, 0) };
+            return Some(self.cmp(Compare::Ne, x, zero));
+        }
+        match (from.is_float(), to.is_float()) {
+            (true, _) if from.bits() < 32 => {
+                let wide = self.decode(x)?;
+                Some(if to == DType::F32 { wide } else { self.op(Op::Cast { to, mode }, &[wide]) })
+            }
+            (true, true) if to.bits() < 32 => self.encode(x, to, mode),
+            (true, false) => self.float_to_int(x, to, mode),
+            (false, true) if to.bits() < 32 => {
+                // Through a float that holds the integer exactly, or to odd.
+                let wide = match from.bits() {
+                    0..=16 => self.cast(x, DType::F32),
+                    32 => self.cast(x, DType::F64),
+                    _ => self.long_to_odd(x),
+                };
+                Some(self.op(Op::Cast { to, mode }, &[wide]))
+            }
+            (false, true) if from.bits() < 32 => {
+                let wide = self.cast(x, if from.is_signed() { DType::I32 } else { DType::U32 });
+                Some(self.cast(wide, to))
+            }
+            (false, false) if mode.overflow == Overflow::Saturate => self.saturate_int(x, to),
+            _ => None,
+        }
+    }
+
+    /// A 64-bit integer as f64, the last bit telling of what was lost.
+    fn long_to_odd(&mut self, x: Val) -> Val {
+        let d = self.dtype(x);
+        let low = self.and_i(x, 0xfff);
+        let high = self.sub(x, low);
+        let (sticky, zero) = (self.i(d, 0x800), self.i(d, 0));
+        let some = self.cmp_i(Compare::Ne, low, 0);
+        let rest = self.sel(some, sticky, zero);
+        let odd = self.or(high, rest);
+        // Integers below 2^53 need no help.
+        let top = self.shr(x, 53);
+        let minus = self.i(d, -1);
+        let (none, ones) = (self.cmp_i(Compare::Eq, top, 0), self.cmp(Compare::Eq, top, minus));
+        let small = self.or(none, ones);
+        let x = self.sel(small, x, odd);
+        self.cast(x, DType::F64)
+    }
+
+    fn saturate_int(&mut self, x: Val, to: DType) -> Option<Val> {
+        let from = self.dtype(x);
+        let (lo, hi) = (to.min_value().to_i128(), to.max_value().to_i128());
+        let (least, most) = (from.min_value().to_i128(), from.max_value().to_i128());
+        let mut r = x;
+        if lo > least {
+            let k = self.i(from, lo);
+            r = self.bin(Binary::Max, r, k);
+        }
+        if hi < most {
+            let k = self.i(from, hi);
+            r = self.bin(Binary::Min, r, k);
+        }
+        Some(self.cast(r, to))
+    }
+
+    /// Truncation to an integer; out of range modulo 2^bits, or saturating.
+    fn float_to_int(&mut self, x: Val, to: DType, mode: CastMode) -> Option<Val> {
+        let saturate = CastMode { overflow: Overflow::Saturate, ..mode };
+        if mode.overflow == Overflow::Saturate {
+            let w = match to.bits() {
+                0..=16 if to != DType::I32 => DType::I32,
+                32 if to == DType::U32 => DType::I64,
+                _ => return None,
+            };
+            let wide = self.op(Op::Cast { to: w, mode: saturate }, &[x]);
+            return self.saturate_int(wide, to);
+        }
+        let d = DType::F64;
+        let x = self.cast(x, d);
+        let t = self.un(Unary::Trunc, x);
+        let magnitude = self.un(Unary::Abs, t);
+        let finite = self.cmp_k(Compare::Lt, magnitude, f64::INFINITY);
+        let zero = self.k(d, 0.0);
+        let t = self.sel(finite, t, zero);
+        let wide = to.bits() == 64;
+        let span = if wide { 64 } else { 32 };
+        // t modulo 2^span; every step is exact.
+        let q = self.mul_k(t, 2f64.powi(-span));
+        let q = self.un(Unary::Floor, q);
+        let whole = self.mul_k(q, 2f64.powi(span));
+        let r = self.sub(t, whole);
+        // In [0, 2^span): the upper half becomes negative.
+        let upper = self.cmp_k(Compare::Ge, r, 2f64.powi(span - 1));
+        let less = self.add_k(r, -(2f64.powi(span)));
+        let r = self.sel(upper, less, r);
+        let n = self.op(Op::Cast { to: DType::I64, mode: saturate }, &[r]);
+        Some(match to {
+            DType::U64 => self.bits(n, to),
+            _ => self.cast(n, to),
+        })
+    }
+
+    /// A narrow float as f32, exactly.
+    fn decode(&mut self, x: Val) -> Option<Val> {
+        let d = self.dtype(x);
+        let f = d.float_format()?;
+        let code = self.bits(x, bits_type(d)?);
+        let code = self.cast(code, DType::U32);
+        let (i, r) = (DType::U32, DType::F32);
+        if d == DType::BF16 {
+            let b = self.shl(code, 16);
+            return Some(self.bits(b, r));
+        }
+        if d == DType::F8E8M0 {
+            let b = self.shl(code, 23);
+            let (least, nan) = (self.i(i, 0x0040_0000), self.i(i, 0x7fc0_0000));
+            let (zero, last) = (self.cmp_i(Compare::Eq, code, 0), self.cmp_i(Compare::Eq, code, 255));
+            let b = self.sel(zero, least, b);
+            let b = self.sel(last, nan, b);
+            return Some(self.bits(b, r));
+        }
+        if d == DType::HiF8 {
+            return Some(self.decode_hif8(code));
+        }
+        let width = d.bits();
+        let magnitude = self.and_i(code, (1 << (width - 1)) - 1);
+        let sign = self.shr(code, width - 1);
+        let sign = self.shl(sign, 31);
+        let bias = 1 - f.min_exponent;
+        let normal = self.shl(magnitude, 23 - f.mantissa_bits);
+        let normal = self.add_i(normal, i128::from(127 - bias) << 23);
+        let small = self.cast(magnitude, r);
+        let small = self.mul_k(small, 2f64.powi(f.min_exponent - f.mantissa_bits as i32));
+        let small = self.bits(small, i);
+        let is_small = self.cmp_i(Compare::Lt, magnitude, 1 << f.mantissa_bits);
+        let mut b = self.sel(is_small, small, normal);
+        let above = self.cmp_i(Compare::Gt, magnitude, f.max_code.into());
+        if f.has_nan || f.has_inf {
+            let nan = self.i(i, 0x7fc0_0000);
+            let mut special = nan;
+            if f.has_inf {
+                let is_inf = self.cmp_i(Compare::Eq, magnitude, i128::from(f.max_code) + 1);
+                let inf = self.i(i, 0x7f80_0000);
+                special = self.sel(is_inf, inf, nan);
+            }
+            b = self.sel(above, special, b);
+        }
+        b = self.or(b, sign);
+        if !f.has_negative_zero {
+            let is_nan = self.cmp_i(Compare::Eq, code, 1 << (width - 1));
+            let nan = self.i(i, 0x7fc0_0000);
+            b = self.sel(is_nan, nan, b);
+        }
+        Some(self.bits(b, r))
+    }
+
+    /// HiF8: after the sign a prefix code says how many exponent bits follow; the rest is mantissa.
+    fn decode_hif8(&mut self, code: Val) -> Val {
+        // The 128 magnitudes as constants: few enough to choose from by bits of the code.
+        let magnitudes: Vec<f64> = (0..128).map(|c| DType::HiF8.decode(c).to_f64()).collect();
+        let low = self.and_i(code, 127);
+        let mut level: Vec<Val> = magnitudes.iter().map(|&m| self.k(DType::F32, m)).collect();
+        for bit in 0..7 {
+            let b = self.and_i(low, 1 << bit);
+            let set = self.cmp_i(Compare::Ne, b, 0);
+            level = level.chunks(2).map(|pair| self.sel(set, pair[1], pair[0])).collect();
+        }
+        let value = level[0];
+        let negative = self.un(Unary::Neg, value);
+        let sign = self.cmp_i(Compare::Ge, code, 128);
+        let r = self.sel(sign, negative, value);
+        let is_nan = self.cmp_i(Compare::Eq, code, 128);
+        let nan = self.k(DType::F32, f64::NAN);
+        self.sel(is_nan, nan, r)
+    }
+
+    /// f32 or f64 to a narrow float, rounded once to nearest even.
+    fn encode(&mut self, x: Val, to: DType, mode: CastMode) -> Option<Val> {
+        let (f, target) = (format(self.dtype(x))?, to.float_format()?);
+        if mode.rounding != Rounding::NearestEven || to == DType::HiF8 {
+            return None;
+        }
+        let store = bits_type(to)?;
+        let i = f.int;
+        let bits = self.bits(x, i);
+        let sign_bit = self.i(i, if f.single() { i32::MIN.into() } else { i64::MIN.into() });
+        let a = self.bin(Binary::Xor, bits, sign_bit);
+        let negative = self.cmp_i(Compare::Lt, bits, 0);
+        let a = self.sel(negative, a, bits);
+        let finite_limit = self.i(i, if f.single() { 0x7f80_0000 } else { 0x7ff0_0000_0000_0000 });
+        let nan = self.cmp(Compare::Gt, a, finite_limit);
+        let code = match to {
+            DType::F8E8M0 => self.scale_code(f.mantissa, a, f.bias),
+            _ => self.rounded_code(f, a, &target),
+        };
+        let over = self.cmp_i(Compare::Gt, code, target.max_code.into());
+        let saturate = mode.overflow == Overflow::Saturate;
+        let overflowed = match (saturate, target.has_inf, target.nan_code) {
+            (false, true, _) => i128::from(target.max_code) + 1,
+            (false, false, Some(n)) => i128::from(n),
+            _ => target.max_code.into(),
+        };
+        let overflowed = self.i(i, overflowed);
+        let mut code = self.sel(over, overflowed, code);
+        if target.has_sign {
+            let s = self.i(i, 1 << (to.bits() - 1));
+            let signed = self.or(code, s);
+            let signed = match target.has_negative_zero {
+                true => signed,
+                false => {
+                    let zero = self.cmp_i(Compare::Eq, code, 0);
+                    self.sel(zero, code, signed)
+                }
+            };
+            code = self.sel(negative, signed, code);
+            if !target.has_negative_zero && !saturate && !target.has_inf {
+                // Overflow gives the one NaN whatever the sign.
+                let n = self.i(i, target.nan_code.unwrap_or(0).into());
+                code = self.sel(over, n, code);
+            }
+        } else {
+            let n = self.i(i, target.nan_code.unwrap_or(0).into());
+            let zero = self.cmp_i(Compare::Eq, a, 0);
+            let some = self.un(Unary::Not, zero);
+            let below = self.and(negative, some);
+            code = self.sel(below, n, code);
+            if !saturate {
+                let half = self.cmp_i(Compare::Lt, code, 0);
+                code = self.sel(half, n, code);
+            } else {
+                let none = self.i(i, 0);
+                code = self.bin(Binary::Max, code, none);
+            }
+        }
+        let n = self.i(i, target.nan_code.unwrap_or(1 << (to.bits() - 1)).into());
+        code = self.sel(nan, n, code);
+        let code = self.cast(code, store);
+        Some(self.bits(code, to))
+    }
+
+    /// The magnitude's code, past the greatest where it does not fit.
+    fn rounded_code(&mut self, f: super::math::Format, a: Val, target: &FloatFormat) -> Val {
+        let drop = f.mantissa - target.mantissa_bits;
+        let bias = 1 - i128::from(target.min_exponent);
+        let odd = self.shr(a, drop);
+        let odd = self.and_i(odd, 1);
+        let r = self.add_i(a, (1 << (drop - 1)) - 1);
+        let r = self.add(r, odd);
+        let r = self.shr(r, drop);
+        let normal = self.add_i(r, -((f.bias - bias) << target.mantissa_bits));
+        if target.min_exponent == 1 - f.bias as i32 {
+            // The exponents are the source's own, subnormals too.
+            return normal;
+        }
+        // Adding a power of two leaves the subnormal code in the low bits, rounded.
+        let magic = 2f64.powi(target.min_exponent - target.mantissa_bits as i32 + f.mantissa as i32);
+        let value = self.bits(a, f.d);
+        let sum = self.add_k(value, magic);
+        let k = self.k(f.d, magic);
+        let (s, k) = (self.bits(sum, f.int), self.bits(k, f.int));
+        let small = self.sub(s, k);
+        let least = (f.bias + i128::from(target.min_exponent)) << f.mantissa;
+        let is_small = self.cmp_i(Compare::Lt, a, least);
+        self.sel(is_small, small, normal)
+    }
+
+    /// The code of a power-of-two scale, halves up; -1 below half the least value, and for zero.
+    fn scale_code(&mut self, mantissa: u32, a: Val, bias: i128) -> Val {
+        let half = self.add_i(a, 1 << (mantissa - 1));
+        let code = self.shr(half, mantissa);
+        let code = self.add_i(code, 127 - bias);
+        if bias == 127 {
+            // f32 subnormals: 2^-127 is code 0 and reaches up to 3/2 of it, 2^-128 is half of that.
+            let field = self.i(self.dtype(a), 1 << mantissa);
+            let subnormal = self.cmp(Compare::Lt, a, field);
+            let (one, zero, minus) =
+                (self.i(self.dtype(a), 1), self.i(self.dtype(a), 0), self.i(self.dtype(a), -1));
+            let upper = self.cmp_i(Compare::Ge, a, 3 << (mantissa - 2));
+            let lower = self.cmp_i(Compare::Lt, a, 1 << (mantissa - 2));
+            let c = self.sel(upper, one, zero);
+            let c = self.sel(lower, minus, c);
+            return self.sel(subnormal, c, code);
+        }
+        let minus = self.i(self.dtype(a), -1);
+        self.bin(Binary::Max, code, minus)
+    }
+}

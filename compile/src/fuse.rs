@@ -1,0 +1,569 @@
+//! Fusion: which operations become one kernel.
+//!
+//! The graph is walked from its results backwards. Each value that must be in memory is the root of a group; the group takes
+//! in producers whose every use is inside it, along elementwise operations and changes of coordinates, up to one
+//! *anchor* (contraction, convolution, window …) or a set of reductions over the same dims. What is cheap to compute
+//! again (constants, counting, broadcasts) goes into every group that uses it.
+
+use std::collections::BTreeMap;
+
+use tongtu_graph::{Graph, Loc, Node, Op, ValueId};
+use tongtu_tensor::dim::Dim;
+use tongtu_tensor::scalar::{Binary, Unary};
+
+/// What a group is built around.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Kind {
+    /// Elementwise operations and changes of coordinates.
+    Map,
+    /// Reductions over the same dims, with elementwise operations before, between and after them.
+    Reduce(RowLoops),
+    /// A contraction (its node in the group's graph) and what follows it elementwise.
+    Contract(usize),
+    /// A convolution and what follows it elementwise.
+    Conv(usize),
+    /// A sliding-window reduction and what follows it elementwise.
+    Window(usize),
+    /// One running combination.
+    Scan,
+    /// One sort.
+    Sort,
+    /// One scatter.
+    Scatter,
+    /// Operands one after another, each with the elementwise operations that make it.
+    Concat,
+}
+
+/// The loops of a reduction group, and which value dim each one is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RowLoops {
+    /// Extents of all loops.
+    pub extents: Vec<Dim>,
+    /// Loops that are reduced over.
+    pub reduced: Vec<usize>,
+    /// For every value of the group's graph the loop of each of its dims (`None`: a dim of length 1).
+    pub maps: BTreeMap<ValueId, Vec<Option<usize>>>,
+}
+
+/// Operations that become one kernel (or a few).
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// What it is built around.
+    pub kind: Kind,
+    /// Its operations; inputs and outputs in the order of the lists below.
+    pub graph: Graph,
+    /// Values of the outer graph that it reads.
+    pub inputs: Vec<ValueId>,
+    /// Values of the outer graph that it computes.
+    pub outputs: Vec<ValueId>,
+    /// Origin of its root.
+    pub loc: Loc,
+    /// Name for people.
+    pub name: String,
+}
+
+/// One thing the plan does, in order.
+#[derive(Clone, Debug)]
+pub enum Item {
+    /// Kernels.
+    Group(Box<Group>),
+    /// A reshape of a value in memory: another name for it.
+    Alias {
+        /// The value in memory.
+        from: ValueId,
+        /// The same bytes under other dims.
+        to: ValueId,
+    },
+    /// A node the host program handles itself (its position in the graph): constants, binds, branches, loops, host operations.
+    Host(usize),
+}
+
+const MAX_NODES: usize = 96;
+const MAX_INPUTS: usize = 24;
+const MAX_REDUCES: usize = 8;
+
+/// Whether an operation computes each element from elements at coordinates that the emitter can work out.
+fn is_map(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Unary(_)
+            | Op::Binary(_)
+            | Op::Compare(_)
+            | Op::Select {}
+            | Op::Fma {}
+            | Op::Cast { .. }
+            | Op::Bitcast { .. }
+            | Op::Constant { .. }
+            | Op::Iota { .. }
+            | Op::DimValue { .. }
+            | Op::Broadcast { .. }
+            | Op::Permute { .. }
+            | Op::Slice { .. }
+            | Op::Pad { .. }
+            | Op::Take { .. }
+            | Op::TakeAlong { .. }
+            | Op::GatherNd { .. }
+            | Op::RandomBits { .. }
+    )
+}
+
+fn is_host(op: &Op) -> bool {
+    matches!(op, Op::Bind { .. } | Op::If { .. } | Op::While { .. } | Op::Host { .. })
+}
+
+fn expensive(op: &Op) -> bool {
+    match op {
+        Op::Unary(u) => !matches!(
+            u,
+            Unary::Neg
+                | Unary::Abs
+                | Unary::Not
+                | Unary::Sign
+                | Unary::Floor
+                | Unary::Ceil
+                | Unary::Trunc
+                | Unary::RoundEven
+                | Unary::IsNan
+                | Unary::IsInf
+        ),
+        Op::Binary(b) => {
+            matches!(b, Binary::Div | Binary::Rem | Binary::Mod | Binary::Pow | Binary::Atan2)
+        }
+        Op::RandomBits { .. } | Op::Take { .. } | Op::TakeAlong { .. } | Op::GatherNd { .. } => true,
+        _ => false,
+    }
+}
+
+/// Whether a reshape only adds or drops dims of length 1.
+pub fn unit_reshape(from: &[Dim], to: &[Dim]) -> bool {
+    let strip = |d: &[Dim]| -> Vec<Dim> { d.iter().filter(|x| x.as_const() != Some(1)).cloned().collect() };
+    strip(from) == strip(to)
+}
+
+pub(crate) type Map = Vec<Option<usize>>;
+
+/// The loop of each operand dim, for operand `k` of a node whose result dims have the loops `map`.
+pub(crate) fn operand_map(graph: &Graph, node: &Node, k: usize, map: &Map) -> Option<Map> {
+    let from = graph.dims(node.inputs[k]);
+    match &node.op {
+        Op::Unary(_)
+        | Op::Binary(_)
+        | Op::Compare(_)
+        | Op::Select {}
+        | Op::Fma {}
+        | Op::Cast { .. }
+        | Op::Bitcast { .. } => Some(map.clone()),
+        Op::Broadcast { dims, axes } => Some(
+            from.iter()
+                .zip(axes)
+                .map(
+                    |(d, &a)| {
+                        if d.as_const() == Some(1) && dims[a].as_const() != Some(1) { None } else { map[a] }
+                    },
+                )
+                .collect(),
+        ),
+        Op::Permute { perm } => {
+            let mut m = vec![None; perm.len()];
+            for (i, &p) in perm.iter().enumerate() {
+                m[p] = map[i];
+            }
+            Some(m)
+        }
+        Op::Reshape { dims } if unit_reshape(from, dims) => {
+            let mut rest = dims.iter().zip(map).filter(|(d, _)| d.as_const() != Some(1)).map(|(_, m)| *m);
+            from.iter().map(|d| if d.as_const() == Some(1) { Some(None) } else { rest.next() }).collect()
+        }
+        _ => None,
+    }
+}
+
+struct Grower<'a> {
+    graph: &'a Graph,
+    defs: &'a [Option<usize>],
+    uses: &'a [Vec<usize>],
+    needed: &'a [bool],
+    members: Vec<bool>,
+    count: usize,
+    loops: Vec<Dim>,
+    /// `None` where the coordinates are not those of the loops one to one.
+    maps: BTreeMap<ValueId, Option<Map>>,
+    anchor: Option<usize>,
+    reduces: usize,
+    row: Option<(Vec<usize>, Vec<usize>)>,
+}
+
+impl Grower<'_> {
+    fn is_splat(&self, v: ValueId) -> bool {
+        match self.defs[v.index()].map(|n| &self.graph.nodes[n]) {
+            Some(Node { op: Op::Constant { value }, .. }) => value.len() == 1,
+            Some(Node { op: Op::DimValue { .. } | Op::Iota { .. }, .. }) => true,
+            Some(Node {
+                op: Op::Broadcast { .. } | Op::Cast { .. } | Op::Reshape { .. }, inputs, ..
+            }) => self.is_splat(inputs[0]),
+            _ => false,
+        }
+    }
+
+    /// Cheap enough to be computed again in every group that uses it.
+    fn duplicable(&self, n: usize) -> bool {
+        let node = &self.graph.nodes[n];
+        match &node.op {
+            Op::Constant { value } => value.len() == 1,
+            Op::DimValue { .. } | Op::Iota { .. } => true,
+            Op::Broadcast { .. } => true,
+            Op::Reshape { dims } => {
+                self.is_splat(node.inputs[0]) && unit_reshape(self.graph.dims(node.inputs[0]), dims)
+            }
+            Op::Cast { .. } | Op::Binary(_) | Op::Compare(_) | Op::Unary(_) | Op::Select {} => {
+                self.graph.dims(node.outputs[0]).len() <= 1
+                    && !expensive(&node.op)
+                    && node.inputs.iter().all(|&v| self.is_splat(v))
+            }
+            _ => false,
+        }
+    }
+
+    fn note_map(&mut self, v: ValueId, map: Option<Map>) {
+        self.maps
+            .entry(v)
+            .and_modify(|m| {
+                if *m != map {
+                    *m = None;
+                }
+            })
+            .or_insert(map);
+    }
+
+    fn add(&mut self, n: usize) {
+        self.members[n] = true;
+        self.count += 1;
+        let node = &self.graph.nodes[n];
+        let own = self.maps.get(&node.outputs[0]).cloned().flatten();
+        for k in 0..node.inputs.len() {
+            let m = own.as_ref().and_then(|m| match &node.op {
+                Op::Reduce { axes, .. } => {
+                    self.reduce_operand_map(axes, m, self.graph.dims(node.inputs[k]).len())
+                }
+                _ => operand_map(self.graph, node, k, m),
+            });
+            self.note_map(node.inputs[k], m);
+        }
+    }
+
+    fn reduce_operand_map(&self, axes: &[usize], out: &Map, rank: usize) -> Option<Map> {
+        let (_, reduced) = self.row.as_ref()?;
+        let (mut kept, mut red) = (out.iter(), reduced.iter());
+        (0..rank)
+            .map(|i| if axes.contains(&i) { red.next().map(|&l| Some(l)) } else { kept.next().copied() })
+            .collect()
+    }
+
+    /// Whether a reduction fits the group's row loops (or sets them).
+    fn fit_reduce(&mut self, n: usize) -> bool {
+        let node = &self.graph.nodes[n];
+        let Op::Reduce { axes, .. } = &node.op else { return false };
+        let Some(Some(out)) = self.maps.get(&node.outputs[0]).cloned() else { return false };
+        if node.outputs[1..].iter().any(|o| self.maps.get(o).is_some_and(|m| m.as_ref() != Some(&out))) {
+            return false;
+        }
+        let kept: Vec<usize> = out.iter().flatten().copied().collect();
+        if kept.windows(2).any(|w| w[0] >= w[1]) || self.reduces >= MAX_REDUCES {
+            return false;
+        }
+        let operand = self.graph.dims(node.inputs[0]).to_vec();
+        let extents: Vec<Dim> = axes.iter().map(|&a| operand[a].clone()).collect();
+        let non_unit = |v: &[usize], loops: &[Dim]| -> Vec<usize> {
+            v.iter().copied().filter(|&l| loops[l].as_const() != Some(1)).collect()
+        };
+        match &self.row {
+            Some((k, r)) => {
+                non_unit(k, &self.loops) == non_unit(&kept, &self.loops)
+                    && r.len() == extents.len()
+                    && r.iter().zip(&extents).all(|(&l, e)| self.loops[l] == *e)
+            }
+            None => {
+                let rest: Vec<usize> = (0..self.loops.len())
+                    .filter(|l| !kept.contains(l) && self.loops[*l].as_const() != Some(1))
+                    .collect();
+                if rest.is_empty() {
+                    let first = self.loops.len();
+                    self.loops.extend(extents);
+                    self.row = Some((kept, (first..self.loops.len()).collect()));
+                    return true;
+                }
+                let fits = rest.len() == extents.len()
+                    && rest.iter().zip(&extents).all(|(&l, e)| self.loops[l] == *e);
+                if fits {
+                    self.row = Some((kept, rest));
+                }
+                fits
+            }
+        }
+    }
+
+    fn identity(&self, v: ValueId) -> bool {
+        let dims = self.graph.dims(v);
+        dims.len() == self.loops.len()
+            && matches!(self.maps.get(&v), Some(Some(m)) if m.iter().enumerate().all(|(i, l)| *l == Some(i)))
+            && dims == self.loops.as_slice()
+    }
+
+    /// Whether the producer of `v` may be taken in.
+    fn absorbs(&mut self, v: ValueId) -> bool {
+        let Some(n) = self.defs[v.index()] else { return false };
+        let node = &self.graph.nodes[n];
+        if self.members[n] || self.count >= MAX_NODES || is_host(&node.op) {
+            return false;
+        }
+        if self.duplicable(n) {
+            return true;
+        }
+        let alone =
+            |o: &ValueId| !self.needed[o.index()] && self.uses[o.index()].iter().all(|&u| self.members[u]);
+        if !node.outputs.iter().all(alone) {
+            return false;
+        }
+        match &node.op {
+            Op::Constant { .. } => false,
+            Op::Reshape { dims } => unit_reshape(self.graph.dims(node.inputs[0]), dims),
+            op if is_map(op) => {
+                if !expensive(op) {
+                    return true;
+                }
+                // Computed again along loops it lacks: fine where the innermost loop is among them, so that it can be hoisted.
+                match self.maps.get(&v) {
+                    Some(Some(m)) => {
+                        let own: Vec<usize> = m.iter().flatten().copied().collect();
+                        let lacks = (0..self.loops.len())
+                            .any(|l| self.loops[l].as_const() != Some(1) && !own.contains(&l));
+                        let inner =
+                            (0..self.loops.len()).rev().find(|&l| self.loops[l].as_const() != Some(1));
+                        !lacks || inner.is_none_or(|l| !own.contains(&l))
+                    }
+                    _ => true,
+                }
+            }
+            Op::Reduce { .. } if self.anchor.is_none() => {
+                let ok = self.fit_reduce(n);
+                self.reduces += usize::from(ok);
+                ok
+            }
+            Op::Contract { .. } | Op::Conv { .. } | Op::WindowReduce { .. }
+                if self.anchor.is_none() && self.row.is_none() =>
+            {
+                if node.outputs.len() != 1 || !self.identity(v) {
+                    return false;
+                }
+                self.anchor = Some(n);
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Groups the operations of a graph. The items are in an order in which every value is computed before its uses.
+pub fn fuse(graph: &Graph) -> Vec<Item> {
+    let defs = graph.definitions();
+    let mut uses: Vec<Vec<usize>> = vec![Vec::new(); graph.values.len()];
+    for (i, n) in graph.nodes.iter().enumerate() {
+        for v in &n.inputs {
+            uses[v.index()].push(i);
+        }
+    }
+    let mut needed = vec![false; graph.values.len()];
+    for v in &graph.outputs {
+        needed[v.index()] = true;
+    }
+    let mut items: Vec<Item> = Vec::new();
+    for (i, node) in graph.nodes.iter().enumerate().rev() {
+        if is_host(&node.op) {
+            items.push(Item::Host(i));
+            node.inputs.iter().for_each(|v| needed[v.index()] = true);
+            continue;
+        }
+        if !node.outputs.iter().any(|o| needed[o.index()]) {
+            continue;
+        }
+        match &node.op {
+            Op::Constant { .. } | Op::DimValue { .. } => items.push(Item::Host(i)),
+            Op::Reshape { .. } => {
+                needed[node.inputs[0].index()] = true;
+                items.push(Item::Alias { from: node.inputs[0], to: node.outputs[0] });
+            }
+            _ => {
+                let group = grow(graph, &defs, &uses, &needed, i);
+                group.inputs.iter().for_each(|v| needed[v.index()] = true);
+                items.push(Item::Group(Box::new(group)));
+            }
+        }
+    }
+    items.reverse();
+    items
+}
+
+fn grow(graph: &Graph, defs: &[Option<usize>], uses: &[Vec<usize>], needed: &[bool], root: usize) -> Group {
+    let node = &graph.nodes[root];
+    let out = node.outputs[0];
+    let loops = graph.dims(out).to_vec();
+    let identity: Map = (0..loops.len()).map(Some).collect();
+    let mut g = Grower {
+        graph,
+        defs,
+        uses,
+        needed,
+        members: vec![false; graph.nodes.len()],
+        count: 0,
+        loops,
+        maps: node.outputs.iter().map(|&o| (o, Some(identity.clone()))).collect(),
+        anchor: None,
+        reduces: 0,
+        row: None,
+    };
+    let mut kind = match &node.op {
+        Op::Scan { .. } => Kind::Scan,
+        Op::Sort { .. } => Kind::Sort,
+        Op::ScatterAlong { .. } | Op::ScatterNd { .. } => Kind::Scatter,
+        Op::Concat { .. } => Kind::Concat,
+        _ => Kind::Map,
+    };
+    match &node.op {
+        Op::Contract { .. } | Op::Conv { .. } | Op::WindowReduce { .. } => g.anchor = Some(root),
+        Op::Reduce { .. } => {
+            g.fit_reduce(root);
+            g.reduces = 1;
+        }
+        _ => {}
+    }
+    g.add(root);
+    // Operands of anchors stay in memory; everything else grows.
+    let closed = |g: &Grower<'_>, n: usize| g.anchor == Some(n);
+    if matches!(kind, Kind::Map | Kind::Concat) {
+        let mut changed = true;
+        while changed {
+            changed = false;
+            for n in (0..=root).rev() {
+                if !g.members[n] {
+                    continue;
+                }
+                let gathers =
+                    matches!(graph.nodes[n].op, Op::Take { .. } | Op::TakeAlong { .. } | Op::GatherNd { .. });
+                for (k, &v) in graph.nodes[n].inputs.iter().enumerate() {
+                    if (closed(&g, n) || (gathers && k == 0)) && !splat_operand(&g, v) {
+                        continue;
+                    }
+                    if inputs_of(&g).len() < MAX_INPUTS && g.absorbs(v) {
+                        let p = defs[v.index()].unwrap_or(0);
+                        g.add(p);
+                        changed = true;
+                    }
+                }
+            }
+        }
+    }
+    let inputs: Vec<ValueId> = inputs_of(&g);
+    let (body, values, positions) = extract(&g, &inputs, &node.outputs);
+    if let Some(a) = g.anchor {
+        let at = positions[&a];
+        kind = match graph.nodes[a].op {
+            Op::Contract { .. } => Kind::Contract(at),
+            Op::Conv { .. } => Kind::Conv(at),
+            _ => Kind::Window(at),
+        };
+    } else if let Some((_, reduced)) = &g.row {
+        let maps = g.maps.iter().filter_map(|(v, m)| Some((*values.get(v)?, m.clone()?))).collect();
+        kind = Kind::Reduce(RowLoops { extents: g.loops.clone(), reduced: reduced.clone(), maps });
+    }
+    let name = describe(&body);
+    Group { kind, graph: body, inputs, outputs: node.outputs.clone(), loc: node.loc.clone(), name }
+}
+
+fn splat_operand(g: &Grower<'_>, v: ValueId) -> bool {
+    g.is_splat(v)
+}
+
+fn inputs_of(g: &Grower<'_>) -> Vec<ValueId> {
+    let mut inputs = Vec::new();
+    for (n, node) in g.graph.nodes.iter().enumerate() {
+        if !g.members[n] {
+            continue;
+        }
+        for &v in &node.inputs {
+            if g.defs[v.index()].is_none_or(|p| !g.members[p]) && !inputs.contains(&v) {
+                inputs.push(v);
+            }
+        }
+    }
+    inputs.sort();
+    inputs
+}
+
+fn extract(
+    g: &Grower<'_>,
+    inputs: &[ValueId],
+    outputs: &[ValueId],
+) -> (Graph, BTreeMap<ValueId, ValueId>, BTreeMap<usize, usize>) {
+    let mut body = Graph::default();
+    let mut values = BTreeMap::new();
+    let mut positions = BTreeMap::new();
+    for &v in inputs {
+        let new = body.add_input(g.graph.ty(v).clone(), g.graph.values[v.index()].name.clone());
+        values.insert(v, new);
+    }
+    for (n, node) in g.graph.nodes.iter().enumerate() {
+        if !g.members[n] {
+            continue;
+        }
+        let ins = node.inputs.iter().map(|v| values[v]).collect();
+        let outs: Vec<ValueId> = node
+            .outputs
+            .iter()
+            .map(|v| {
+                let new = body.add_value(g.graph.ty(*v).clone(), g.graph.values[v.index()].name.clone());
+                values.insert(*v, new);
+                new
+            })
+            .collect();
+        positions.insert(n, body.nodes.len());
+        body.nodes.push(Node { op: node.op.clone(), inputs: ins, outputs: outs, loc: node.loc.clone() });
+    }
+    body.outputs = outputs.iter().map(|v| values[v]).collect();
+    (body, values, positions)
+}
+
+/// A short name: the operations inside, the plain moves left out.
+fn describe(graph: &Graph) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for n in &graph.nodes {
+        let name = n.op.name();
+        let plain = matches!(
+            n.op,
+            Op::Constant { .. }
+                | Op::Broadcast { .. }
+                | Op::Reshape { .. }
+                | Op::DimValue { .. }
+                | Op::Iota { .. }
+        );
+        if !plain && names.last() != Some(&name) {
+            names.push(name);
+        }
+    }
+    if names.is_empty() {
+        names.extend(graph.nodes.last().map(|n| n.op.name()));
+    }
+    if names.len() > 6 {
+        let more = names.len() - 5;
+        names.truncate(5);
+        return format!("{}_and_{more}_more", names.join("_"));
+    }
+    names.join("_")
+}
+
+/// Whether every use of the outer graph's value is by groups that read it as memory; for tests and reports.
+pub fn group_sizes(items: &[Item]) -> Vec<usize> {
+    items
+        .iter()
+        .filter_map(|i| if let Item::Group(g) = i { Some(g.graph.nodes.len()) } else { None })
+        .collect()
+}

@@ -1,0 +1,113 @@
+//! Dims as values, and control flow whose course is known.
+
+use tongtu_graph::{Op, ValueId};
+use tongtu_tensor::dim::Dim;
+use tongtu_tensor::scalar::{Binary, Compare};
+use tongtu_tensor::{DType, Num};
+
+use super::movement::scalar_dim;
+use super::rewrite::{Rewriter, Rewritten};
+
+/// Arithmetic of dims, binding of symbols to known values, branches that are always or never taken.
+pub(super) fn rule(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewritten {
+    match (op, inputs) {
+        (Op::DimValue { dim }, []) => match dim.as_const() {
+            Some(n) => Ok(Some(vec![rw.tensor(tongtu_tensor::Tensor::scalar(DType::I64, Num::from(n)))?])),
+            None => Ok(None),
+        },
+        (Op::Bind { sym }, &[x]) => {
+            let Some(dim) = scalar_dim(rw, x).filter(|d| !d.symbols().contains(sym)) else { return Ok(None) };
+            if rw.known.contains(sym) {
+                return Ok(None);
+            }
+            rw.bound.insert(*sym, dim);
+            Ok(Some(vec![]))
+        }
+        (Op::Binary(b), &[x, y]) => dims(rw, *b, x, y),
+        (Op::Compare(c), &[x, y]) => {
+            let (Some(a), Some(b)) = (scalar_dim(rw, x), scalar_dim(rw, y)) else { return Ok(None) };
+            let Some(known) = decide(rw, *c, &a, &b) else { return Ok(None) };
+            Ok(Some(vec![rw.full(DType::Bool, known.into(), &[])?]))
+        }
+        // A dim that fits the narrower type comes back from it unchanged.
+        (Op::Cast { to: DType::I64, .. }, &[x]) => match rw.def(x) {
+            Some((Op::Cast { to: DType::I32, .. }, y)) if fits_i32(rw, y) => Ok(Some(vec![y])),
+            _ => Ok(None),
+        },
+        (Op::Cast { to, .. }, &[x]) => {
+            // Counting in the type that is wanted.
+            let Some(Op::Iota { dtype, dims, axis }) = rw.op(x) else { return Ok(None) };
+            let most = dims.get(*axis).and_then(|d| d.bounds(rw.symbols).1);
+            let limit = match to {
+                DType::I32 | DType::I64 | DType::U32 | DType::F64 => i64::from(i32::MAX),
+                DType::F32 => 1 << 24,
+                _ => return Ok(None),
+            };
+            if !dtype.is_int() || dtype.bits() < 32 || most.is_none_or(|m| m > limit) {
+                return Ok(None);
+            }
+            let op = Op::Iota { dtype: *to, dims: dims.clone(), axis: *axis };
+            Ok(Some(rw.emit(op, &[])?))
+        }
+        (Op::If { then_branch, else_branch, results }, [condition, captured @ ..]) => {
+            let Some(n) = rw.splat(*condition) else { return Ok(None) };
+            let branch = if n.is_true() { then_branch } else { else_branch };
+            let out = rw.splice(branch, captured)?;
+            rw.bind_types(results, &out);
+            Ok(Some(out))
+        }
+        (Op::While { results, .. }, [condition, rest @ ..]) => {
+            if !rw.splat(*condition).is_some_and(|n| !n.is_true()) {
+                return Ok(None);
+            }
+            let out: Vec<ValueId> = rest.iter().copied().take(results.len()).collect();
+            rw.bind_types(results, &out);
+            Ok(Some(out))
+        }
+        _ => Ok(None),
+    }
+}
+
+fn fits_i32(rw: &Rewriter<'_>, v: ValueId) -> bool {
+    let Some(Op::DimValue { dim }) = rw.op(v) else { return false };
+    let (low, high) = dim.bounds(rw.symbols);
+    low.is_some_and(|l| l >= i64::from(i32::MIN)) && high.is_some_and(|h| h <= i64::from(i32::MAX))
+}
+
+/// Arithmetic of two dims as a dim.
+fn dims(rw: &mut Rewriter<'_>, op: Binary, x: ValueId, y: ValueId) -> Rewritten {
+    let (Some(a), Some(b)) = (scalar_dim(rw, x), scalar_dim(rw, y)) else { return Ok(None) };
+    if a.as_const().is_some() && b.as_const().is_some() {
+        return Ok(None);
+    }
+    let positive = |d: &Dim| rw.non_negative(&(d - 1));
+    let dim = match op {
+        Binary::Add => &a + &b,
+        Binary::Sub => &a - &b,
+        Binary::Mul => &a * &b,
+        // These round towards zero, or give 0 for a divisor of 0.
+        Binary::Div if rw.non_negative(&a) && positive(&b) => a.floordiv(&b),
+        Binary::Rem if rw.non_negative(&a) && positive(&b) => a.modulo(&b),
+        Binary::Mod if positive(&b) => a.modulo(&b),
+        Binary::Max => a.max(&b),
+        Binary::Min => a.min(&b),
+        _ => return Ok(None),
+    };
+    Ok(Some(rw.emit(Op::DimValue { dim }, &[])?))
+}
+
+/// Whether a comparison holds, where that is so for all sizes.
+fn decide(rw: &Rewriter<'_>, op: Compare, a: &Dim, b: &Dim) -> Option<bool> {
+    let le = |x: &Dim, y: &Dim| x.provably_le(y, rw.symbols);
+    let lt = |x: &Dim, y: &Dim| (x + 1).provably_le(y, rw.symbols);
+    let tell = |yes: bool, no: bool| if yes { Some(true) } else { no.then_some(false) };
+    let equal = || tell(a.provably_eq(b, rw.symbols), lt(a, b) || lt(b, a));
+    match op {
+        Compare::Eq => equal(),
+        Compare::Ne => equal().map(|e| !e),
+        Compare::Lt => tell(lt(a, b), le(b, a)),
+        Compare::Le => tell(le(a, b), lt(b, a)),
+        Compare::Gt => tell(lt(b, a), le(a, b)),
+        Compare::Ge => tell(le(b, a), lt(a, b)),
+    }
+}

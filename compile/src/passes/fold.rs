@@ -1,0 +1,308 @@
+//! Constant folding.
+
+use std::borrow::Cow;
+
+use tongtu_graph::{Op, ValueId};
+use tongtu_tensor::scalar::{Binary, eval_binary, eval_compare, eval_fma, eval_unary};
+use tongtu_tensor::{CastMode, DType, Element, Num, Tensor, bf16, f16};
+
+use super::rewrite::{Rewriter, Rewritten};
+use super::strided;
+
+/// A result may be this many times larger than the constants it is made from, whatever its size.
+const GROWTH: usize = 4;
+
+/// Computes an operation whose operands are all constants. Constants whose elements are all equal become broadcasts of
+/// one; large ones are only moved, converted and combined element by element.
+pub(super) fn rule(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewritten {
+    match op {
+        Op::Constant { value } => return constant(rw, value),
+        Op::Iota { .. }
+        | Op::DimValue { .. }
+        | Op::Bind { .. }
+        | Op::Broadcast { .. }
+        | Op::RandomBits { .. }
+        | Op::If { .. }
+        | Op::While { .. }
+        | Op::Composite { .. }
+        | Op::Host { .. } => return Ok(None),
+        _ => {}
+    }
+    if inputs.is_empty() {
+        return Ok(None);
+    }
+    let mut stored = 0;
+    for &v in inputs {
+        match kept_bytes(rw, v) {
+            Some(n) => stored += n,
+            None => return Ok(None),
+        }
+    }
+    let Some(shape) = result_shape(rw, op, inputs)? else { return Ok(None) };
+    let bytes = rw.infer(op, inputs)?.iter().filter_map(|t| t.as_tensor()).try_fold(0usize, |n, (d, _)| {
+        n.checked_add(d.bytes_for(shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?)?)
+    });
+    let Some(bytes) = bytes else { return Ok(None) };
+    let small = bytes <= rw.options.fold_limit.saturating_mul(4);
+    if !small && bytes > stored.saturating_mul(GROWTH) {
+        return Ok(None);
+    }
+    let Some(operands) = inputs.iter().map(|&v| materialise(rw, v)).collect::<Option<Vec<_>>>() else {
+        return Ok(None);
+    };
+    if let Some(out) = native(op, &operands, &shape) {
+        return Ok(Some(vec![rw.tensor(out)?]));
+    }
+    let work = operands.iter().map(Tensor::len).sum::<usize>();
+    if small && work <= rw.options.fold_limit.saturating_mul(4) {
+        return reference(rw, op, inputs, operands);
+    }
+    Ok(None)
+}
+
+/// Bytes of the constant behind a value; `None` if it is not one, or one of unknown size.
+fn kept_bytes(rw: &Rewriter<'_>, v: ValueId) -> Option<usize> {
+    let fixed = rw.graph.dims(v).iter().all(|d| d.as_const().is_some());
+    match rw.op(v)? {
+        Op::Constant { value } => Some(value.nbytes()),
+        Op::Broadcast { .. } if fixed => kept_bytes(rw, rw.broadcast_of(v)?.0),
+        Op::Iota { .. } if fixed => Some(8),
+        _ => None,
+    }
+}
+
+/// The lengths of the first result, if they are known.
+fn result_shape(
+    rw: &Rewriter<'_>,
+    op: &Op,
+    inputs: &[ValueId],
+) -> Result<Option<Vec<usize>>, tongtu_graph::GraphError> {
+    let types = rw.infer(op, inputs)?;
+    Ok(types.first().and_then(|t| t.as_tensor()).and_then(|(_, dims)| {
+        dims.iter().map(|d| d.as_const().and_then(|n| usize::try_from(n).ok())).collect()
+    }))
+}
+
+fn materialise(rw: &Rewriter<'_>, v: ValueId) -> Option<Tensor> {
+    let shape: Vec<usize> = rw
+        .graph
+        .dims(v)
+        .iter()
+        .map(|d| d.as_const().and_then(|n| usize::try_from(n).ok()))
+        .collect::<Option<_>>()?;
+    match rw.op(v)? {
+        Op::Constant { value } => Some(value.clone()),
+        Op::Broadcast { axes, .. } => {
+            let x = materialise(rw, rw.broadcast_of(v)?.0)?;
+            if x.len() == 1 {
+                return Tensor::full(x.dtype(), &shape, x.get_linear(0)).ok();
+            }
+            strided::expand(&x, &shape, axes)?.ok()
+        }
+        Op::Iota { dtype, axis, .. } => {
+            let inner: usize = shape.get(axis + 1..)?.iter().product();
+            let n = *shape.get(*axis)?;
+            let at = |i: usize| (i / inner.max(1) % n.max(1)) as i64;
+            Tensor::from_fn(*dtype, &shape, |i| Num::from(at(i))).ok()
+        }
+        _ => None,
+    }
+}
+
+/// One scalar with a broadcast in place of many equal elements.
+fn constant(rw: &mut Rewriter<'_>, value: &Tensor) -> Rewritten {
+    if value.rank() == 0 || value.is_empty() || !all_equal(value) {
+        return Ok(None);
+    }
+    let code = value.code(0);
+    let mut scalar = match Tensor::zeros(value.dtype(), &[]) {
+        Ok(t) => t,
+        Err(_) => return Ok(None),
+    };
+    scalar.set_code(0, code);
+    let dims: Vec<_> = value.shape().iter().map(|&n| (n as i64).into()).collect();
+    let s = rw.tensor(scalar)?;
+    Ok(Some(vec![rw.broadcast(s, &dims, &[])?]))
+}
+
+fn all_equal(t: &Tensor) -> bool {
+    match t.dtype().byte_size() {
+        Some(size) if t.is_contiguous() => {
+            let bytes = t.bytes();
+            let first = bytes.get(..size).unwrap_or_default();
+            bytes.chunks_exact(size).all(|c| c == first)
+        }
+        _ => t.codes().all(|c| c == t.code(0)),
+    }
+}
+
+/// The operation on single-node terms by the reference interpreter.
+fn reference(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId], operands: Vec<Tensor>) -> Rewritten {
+    let mut module = tongtu_graph::Module { symbols: rw.symbols.clone(), ..Default::default() };
+    let types = rw.infer(op, inputs)?;
+    for &v in inputs {
+        module.graph.add_input(rw.graph.ty(v).clone(), None);
+    }
+    let outputs: Vec<ValueId> = types.into_iter().map(|t| module.graph.add_value(t, None)).collect();
+    module.graph.nodes.push(tongtu_graph::Node {
+        op: op.clone(),
+        inputs: module.graph.inputs.clone(),
+        outputs: outputs.clone(),
+        loc: Default::default(),
+    });
+    module.graph.outputs = outputs;
+    match tongtu_graph::eval::run_tensors(&module, &operands) {
+        Ok(results) => Ok(Some(results.into_iter().map(|t| rw.tensor(t)).collect::<Result<_, _>>()?)),
+        // What can't be evaluated here is an error only if it is ever run.
+        Err(_) => Ok(None),
+    }
+}
+
+/// The result by code for its kind of operation; `None` where there is none.
+fn native(op: &Op, x: &[Tensor], shape: &[usize]) -> Option<Tensor> {
+    match op {
+        Op::Reshape { .. } => x[0].reshape(shape).ok(),
+        Op::Permute { perm } => strided::permute(&x[0], perm).ok(),
+        Op::Slice { start, len, step } => {
+            let fixed = |d: &[tongtu_tensor::dim::Dim]| {
+                d.iter()
+                    .map(|d| d.as_const().and_then(|n| usize::try_from(n).ok()))
+                    .collect::<Option<Vec<_>>>()
+            };
+            let (start, len) = (fixed(start)?, fixed(len)?);
+            strided::slice(&x[0], &start, &len, step)?.ok()
+        }
+        Op::Concat { axis } => {
+            let mut out = Tensor::zeros(x[0].dtype(), shape).ok()?;
+            let mut at = vec![0; shape.len()];
+            for t in x {
+                strided::place(t, &mut out, &at)?;
+                at[*axis] += t.shape()[*axis];
+            }
+            Some(out)
+        }
+        Op::Pad { low, high } => {
+            let fixed = |d: &[tongtu_tensor::dim::Dim]| {
+                d.iter()
+                    .map(|d| d.as_const().and_then(|n| usize::try_from(n).ok()))
+                    .collect::<Option<Vec<_>>>()
+            };
+            let (low, _) = (fixed(low)?, fixed(high)?);
+            let mut out = Tensor::full(x[0].dtype(), shape, x[1].get_linear(0)).ok()?;
+            strided::place(&x[0], &mut out, &low)?;
+            Some(out)
+        }
+        Op::Cast { to, mode } => cast(&x[0], *to, *mode),
+        Op::Bitcast { to } => Tensor::from_bytes(*to, shape, x[0].bytes().into_owned()).ok(),
+        Op::Unary(u) => {
+            let (from, to) = (x[0].dtype(), u.result(x[0].dtype()));
+            let mut values = x[0].iter();
+            Tensor::from_fn(to, shape, |_| eval_unary(*u, from, next(&mut values))).ok()
+        }
+        Op::Binary(b) => binary(*b, &x[0], &x[1], shape),
+        Op::Compare(c) => {
+            let from = x[0].dtype();
+            let (mut a, mut b) = (x[0].iter(), x[1].iter());
+            Tensor::from_fn(DType::Bool, shape, |_| eval_compare(*c, from, next(&mut a), next(&mut b)).into())
+                .ok()
+        }
+        Op::Select {} => {
+            let (mut p, mut a, mut b) = (x[0].iter(), x[1].iter(), x[2].iter());
+            let mut pick = || {
+                let (p, a, b) = (next(&mut p), next(&mut a), next(&mut b));
+                if p.is_true() { a } else { b }
+            };
+            Tensor::from_fn(x[1].dtype(), shape, |_| pick()).ok()
+        }
+        Op::Fma {} => {
+            let d = x[0].dtype();
+            let (mut a, mut b, mut c) = (x[0].iter(), x[1].iter(), x[2].iter());
+            Tensor::from_fn(d, shape, |_| eval_fma(d, next(&mut a), next(&mut b), next(&mut c))).ok()
+        }
+        _ => None,
+    }
+}
+
+fn next(values: &mut impl Iterator<Item = Num>) -> Num {
+    values.next().unwrap_or(Num::Int(0))
+}
+
+fn binary(op: Binary, a: &Tensor, b: &Tensor, shape: &[usize]) -> Option<Tensor> {
+    macro_rules! quick {
+        ($ty:ty: $($case:ident => $f:expr),*) => {
+            match op {
+                $(Binary::$case => return zip::<$ty>(a, b, shape, $f),)*
+                _ => {}
+            }
+        };
+    }
+    match a.dtype() {
+        DType::F32 => {
+            quick!(f32: Add => |x, y| x + y, Sub => |x, y| x - y, Mul => |x, y| x * y, Div => |x, y| x / y)
+        }
+        DType::F64 => {
+            quick!(f64: Add => |x, y| x + y, Sub => |x, y| x - y, Mul => |x, y| x * y, Div => |x, y| x / y)
+        }
+        DType::I32 => {
+            quick!(i32: Add => i32::wrapping_add, Sub => i32::wrapping_sub, Mul => i32::wrapping_mul)
+        }
+        DType::I64 => {
+            quick!(i64: Add => i64::wrapping_add, Sub => i64::wrapping_sub, Mul => i64::wrapping_mul)
+        }
+        _ => {}
+    }
+    let dtype = a.dtype();
+    let (mut a, mut b) = (a.iter(), b.iter());
+    Tensor::from_fn(dtype, shape, |_| eval_binary(op, dtype, next(&mut a), next(&mut b))).ok()
+}
+
+fn zip<T: Element + bytemuck::AnyBitPattern>(
+    a: &Tensor,
+    b: &Tensor,
+    shape: &[usize],
+    f: impl Fn(T, T) -> T,
+) -> Option<Tensor> {
+    let mut out = Tensor::zeros(T::DTYPE, shape).ok()?;
+    let (x, y) = (strided::elements::<T>(a).ok()?, strided::elements::<T>(b).ok()?);
+    let target = out.as_mut_slice::<T>().ok()?;
+    for ((o, &x), &y) in target.iter_mut().zip(x.iter()).zip(y.iter()) {
+        *o = f(x, y);
+    }
+    Some(out)
+}
+
+fn cast(x: &Tensor, to: DType, mode: CastMode) -> Option<Tensor> {
+    macro_rules! quick {
+        ($($from:ident $f:ty => $to:ident $t:ty: $convert:expr;)*) => {
+            match (x.dtype(), to) {
+                $((DType::$from, DType::$to) => return map::<$f, $t>(x, $convert),)*
+                _ => {}
+            }
+        };
+    }
+    // All of these are exact.
+    quick! {
+        F16 f16 => F32 f32: f16::to_f32;
+        BF16 bf16 => F32 f32: bf16::to_f32;
+        F32 f32 => F64 f64: f64::from;
+        I8 i8 => F32 f32: f32::from;
+        U8 u8 => F32 f32: f32::from;
+        I16 i16 => F32 f32: f32::from;
+        U16 u16 => F32 f32: f32::from;
+        I8 i8 => I32 i32: i32::from;
+        U8 u8 => I32 i32: i32::from;
+        I32 i32 => I64 i64: i64::from;
+        I8 i8 => I64 i64: i64::from;
+        U8 u8 => I64 i64: i64::from;
+    }
+    x.cast(to, mode).ok()
+}
+
+fn map<A: Element, B: Element + bytemuck::AnyBitPattern>(x: &Tensor, f: impl Fn(A) -> B) -> Option<Tensor> {
+    let mut out = Tensor::zeros(B::DTYPE, x.shape()).ok()?;
+    let from: Cow<'_, [A]> = strided::elements(x).ok()?;
+    for (o, &v) in out.as_mut_slice::<B>().ok()?.iter_mut().zip(from.iter()) {
+        *o = f(v);
+    }
+    Some(out)
+}

@@ -1,0 +1,238 @@
+//! Channels-last layouts, and permutations moved towards results until they meet their inverse.
+
+use tongtu_graph::op::ConvRole;
+use tongtu_graph::{ConvSpec, Op, ValueId, WindowSpec};
+use tongtu_tensor::DType;
+use tongtu_tensor::dim::Dim;
+
+use super::elementwise::is_elementwise;
+use super::linear::role;
+use super::movement::{groups, inverse, same_but_ones};
+use super::rewrite::{Rewriter, Rewritten};
+
+/// Convolutions on batch, spatial, channels; permutations and reshapes by dims of 1 after the operations they feed.
+pub(super) fn rule(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewritten {
+    match (op, inputs) {
+        (Op::Conv { spec, acc }, &[x, k]) => {
+            if let Some(new) = channels_last(rw, spec, *acc, x, k)? {
+                return Ok(Some(new));
+            }
+            pointwise(rw, spec, *acc, x, k)
+        }
+        (op, xs) if is_elementwise(op) => {
+            if let Some(new) = sink_elementwise(rw, op, xs)? {
+                return Ok(Some(new));
+            }
+            sink_ones(rw, op, xs)
+        }
+        (Op::Concat { .. } | Op::Sort { .. } | Op::Scan { .. } | Op::Reduce { .. }, xs) => {
+            sink_along(rw, op, xs)
+        }
+        (Op::WindowReduce { .. } | Op::Slice { .. } | Op::Pad { .. }, &[x, ..]) => {
+            sink_each(rw, op, x, inputs)
+        }
+        (Op::Take { axis }, &[x, i]) if rw.rank(i) <= 1 => sink_take(rw, *axis, x, i),
+        (Op::Reshape { dims }, &[x]) => sink_reshape(rw, dims, x),
+        _ => Ok(None),
+    }
+}
+
+/// Batch, spatial dims, channels.
+fn last(rank: usize) -> Vec<ConvRole> {
+    let spatial = (0..rank).map(ConvRole::S);
+    [ConvRole::N].into_iter().chain(spatial).chain([ConvRole::C]).collect()
+}
+
+fn channels_last(rw: &mut Rewriter<'_>, spec: &ConvSpec, acc: DType, x: ValueId, k: ValueId) -> Rewritten {
+    let want = last(spec.rank());
+    if spec.rank() == 0 || spec.input == want && spec.output == want {
+        return Ok(None);
+    }
+    let order =
+        |from: &[ConvRole], to: &[ConvRole]| to.iter().map(|r| role(from, *r)).collect::<Option<Vec<_>>>();
+    let (Some(there), Some(back)) = (order(&spec.input, &want), order(&want, &spec.output)) else {
+        return Ok(None);
+    };
+    let spec = ConvSpec { input: want.clone(), output: want, ..spec.clone() };
+    let x = rw.permute(x, &there)?;
+    let y = rw.one(Op::Conv { spec, acc }, &[x, k])?;
+    Ok(Some(vec![rw.permute(y, &back)?]))
+}
+
+/// A convolution whose kernel has one tap is a contraction.
+fn pointwise(rw: &mut Rewriter<'_>, spec: &ConvSpec, acc: DType, x: ValueId, k: ValueId) -> Rewritten {
+    let kernel = rw.dims(k);
+    let still = (0..spec.rank()).all(|s| {
+        spec.strides[s] == 1
+            && spec.input_dilation[s] == 1
+            && spec.pads[s].0 == 0
+            && spec.pads[s].1 == 0
+            && role(&spec.kernel, ConvRole::S(s)).is_some_and(|p| kernel[p] == 1)
+    });
+    let want = last(spec.rank());
+    if !still || spec.groups != 1 || spec.input != want || spec.output != want {
+        return Ok(None);
+    }
+    let kept: Vec<usize> =
+        (0..kernel.len()).filter(|&i| matches!(spec.kernel[i], ConvRole::N | ConvRole::C)).collect();
+    let dims: Vec<Dim> = kept.iter().map(|&i| kernel[i].clone()).collect();
+    let Some(c) = kept.iter().position(|&i| spec.kernel[i] == ConvRole::C) else { return Ok(None) };
+    let k = rw.reshape(k, &dims)?;
+    let op = Op::Contract { batch: Vec::new(), over: vec![(want.len() - 1, c)], acc };
+    Ok(Some(rw.emit(op, &[x, k])?))
+}
+
+/// Whether a value can be had in another order without moving it: constants, what is repeated, dims of 1, what is there already.
+fn moves_freely(rw: &Rewriter<'_>, v: ValueId, perm: &[usize]) -> bool {
+    let dims = rw.graph.dims(v);
+    rw.constant(v).is_some()
+        || rw.broadcast_of(v).is_some()
+        || perm.iter().filter(|&&p| dims[p] != 1).is_sorted()
+        || rw.existing(&Op::Permute { perm: perm.to_vec() }, &[v]).is_some()
+}
+
+/// The permutation that all operands have or can be given, if any has one.
+fn common(rw: &Rewriter<'_>, xs: &[ValueId]) -> Option<Vec<usize>> {
+    let perm = xs.iter().find_map(|&v| rw.permute_of(v).map(|(_, p)| p.to_vec()))?;
+    let inv = inverse(&perm);
+    let fits = |&v: &ValueId| match rw.permute_of(v) {
+        Some((_, p)) if p == perm => true,
+        _ => moves_freely(rw, v, &inv),
+    };
+    xs.iter().all(fits).then_some(perm)
+}
+
+fn moved(
+    rw: &mut Rewriter<'_>,
+    xs: &[ValueId],
+    perm: &[usize],
+) -> Result<Vec<ValueId>, tongtu_graph::GraphError> {
+    let inv = inverse(perm);
+    xs.iter().map(|&v| rw.permute(v, &inv)).collect()
+}
+
+fn sink_elementwise(rw: &mut Rewriter<'_>, op: &Op, xs: &[ValueId]) -> Rewritten {
+    let Some(perm) = common(rw, xs) else { return Ok(None) };
+    let xs = moved(rw, xs, &perm)?;
+    let y = rw.one(op.clone(), &xs)?;
+    Ok(Some(vec![rw.permute(y, &perm)?]))
+}
+
+/// `f(reshape(x))` to `reshape(f(x))` where the reshape only puts in or takes out dims of 1.
+fn sink_ones(rw: &mut Rewriter<'_>, op: &Op, xs: &[ValueId]) -> Rewritten {
+    let plain = |rw: &Rewriter<'_>, v: ValueId| match rw.def(v) {
+        Some((Op::Reshape { dims }, x)) if same_but_ones(dims, rw.graph.dims(x)) => Some(x),
+        _ => None,
+    };
+    let Some(first) = xs.iter().find_map(|&v| plain(rw, v)) else { return Ok(None) };
+    let inner = rw.dims(first);
+    let fits = |&v: &ValueId| {
+        let broadcast =
+            rw.broadcast_of(v).is_some_and(|(_, axes)| axes.iter().all(|&a| rw.graph.dims(v)[a] != 1));
+        let same = same_but_ones(rw.graph.dims(v), &inner);
+        same && (plain(rw, v).is_some_and(|x| rw.dims(x) == inner) || broadcast || rw.constant(v).is_some())
+    };
+    if !xs.iter().all(fits) {
+        return Ok(None);
+    }
+    let types = rw.infer(op, xs)?;
+    let Some((_, dims)) = types.first().and_then(|t| t.as_tensor()) else { return Ok(None) };
+    let dims = dims.to_vec();
+    let xs = xs.iter().map(|&v| rw.reshape(v, &inner)).collect::<Result<Vec<_>, _>>()?;
+    let y = rw.one(op.clone(), &xs)?;
+    Ok(Some(vec![rw.reshape(y, &dims)?]))
+}
+
+/// Operations along one or several dims of operands in the same order.
+fn sink_along(rw: &mut Rewriter<'_>, op: &Op, xs: &[ValueId]) -> Rewritten {
+    let Some(perm) = common(rw, xs) else { return Ok(None) };
+    let mut result = perm.clone();
+    let new = match op {
+        Op::Concat { axis } => Op::Concat { axis: perm[*axis] },
+        Op::Sort { axis, descending } => Op::Sort { axis: perm[*axis], descending: *descending },
+        Op::Scan { combiner, axis, exclusive, reverse } => {
+            Op::Scan { combiner: *combiner, axis: perm[*axis], exclusive: *exclusive, reverse: *reverse }
+        }
+        Op::Reduce { combiner, axes } => {
+            let mut inner: Vec<usize> = axes.iter().map(|&a| perm[a]).collect();
+            inner.sort_unstable();
+            // The dims left, numbered anew.
+            result = (0..perm.len()).filter(|i| !axes.contains(i)).map(|i| perm[i]).collect();
+            for r in &mut result {
+                *r -= inner.partition_point(|a| a < r);
+            }
+            Op::Reduce { combiner: *combiner, axes: inner }
+        }
+        _ => return Ok(None),
+    };
+    let xs = moved(rw, xs, &perm)?;
+    let out = rw.emit(new, &xs)?;
+    Ok(Some(out.into_iter().map(|v| rw.permute(v, &result)).collect::<Result<_, _>>()?))
+}
+
+/// Operations with one attribute for every dim.
+fn sink_each(rw: &mut Rewriter<'_>, op: &Op, x: ValueId, inputs: &[ValueId]) -> Rewritten {
+    let Some((z, perm)) = rw.permute_of(x) else { return Ok(None) };
+    if inputs.len() > 1 && !matches!(op, Op::Pad { .. }) {
+        return Ok(None);
+    }
+    let (perm, inv) = (perm.to_vec(), inverse(perm));
+    fn pick<T: Clone>(list: &[T], inv: &[usize]) -> Vec<T> {
+        inv.iter().map(|&i| list[i].clone()).collect()
+    }
+    let new = match op {
+        Op::Slice { start, len, step } => {
+            Op::Slice { start: pick(start, &inv), len: pick(len, &inv), step: pick(step, &inv) }
+        }
+        Op::Pad { low, high } => Op::Pad { low: pick(low, &inv), high: pick(high, &inv) },
+        Op::WindowReduce { combiner, spec } => Op::WindowReduce {
+            combiner: *combiner,
+            spec: WindowSpec {
+                window: pick(&spec.window, &inv),
+                strides: pick(&spec.strides, &inv),
+                pads: pick(&spec.pads, &inv),
+                dilation: pick(&spec.dilation, &inv),
+            },
+        },
+        _ => return Ok(None),
+    };
+    let mut operands = inputs.to_vec();
+    operands[0] = z;
+    let y = rw.one(new, &operands)?;
+    Ok(Some(vec![rw.permute(y, &perm)?]))
+}
+
+fn sink_take(rw: &mut Rewriter<'_>, axis: usize, x: ValueId, i: ValueId) -> Rewritten {
+    let Some((z, perm)) = rw.permute_of(x) else { return Ok(None) };
+    let mut result = perm.to_vec();
+    let inner = perm[axis];
+    if rw.rank(i) == 0 {
+        result.remove(axis);
+        result.iter_mut().filter(|r| **r > inner).for_each(|r| *r -= 1);
+    }
+    let y = rw.one(Op::Take { axis: inner }, &[z, i])?;
+    Ok(Some(vec![rw.permute(y, &result)?]))
+}
+
+/// A reshape that splits dims, or merges dims that lie together before the permutation too.
+fn sink_reshape(rw: &mut Rewriter<'_>, dims: &[Dim], x: ValueId) -> Rewritten {
+    let Some((z, perm)) = rw.permute_of(x) else { return Ok(None) };
+    let perm = perm.to_vec();
+    let Some(groups) = groups(rw.graph.dims(x), dims) else { return Ok(None) };
+    if groups.iter().any(|(from, _)| perm[from.clone()].windows(2).any(|w| w[1] != w[0] + 1)) {
+        return Ok(None);
+    }
+    // Groups in the operand's own order; those without operand dims (new dims of 1) come last.
+    let mut order: Vec<usize> = (0..groups.len()).collect();
+    order.sort_by_key(|&g| groups[g].0.clone().next().map_or(usize::MAX, |i| perm[i]));
+    let mut inner = Vec::new();
+    let mut result = vec![0; dims.len()];
+    for g in order {
+        for i in groups[g].1.clone() {
+            result[i] = inner.len();
+            inner.push(dims[i].clone());
+        }
+    }
+    let y = rw.reshape(z, &inner)?;
+    Ok(Some(vec![rw.permute(y, &result)?]))
+}

@@ -1,0 +1,666 @@
+//! The host program: groups, branches and loops of a graph as steps, and the memory of their values.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use tongtu_chip::Chip;
+use tongtu_graph::infer::numel;
+use tongtu_graph::{Graph, Loc, Module, Node, Op, Type, ValueId};
+use tongtu_plan::plan::{Arg, Block, Group, Plan, PlanValue, Port, Step, StepKind, Storage, ValueRef};
+use tongtu_plan::{Artifact, Compiler, Support};
+use tongtu_tensor::dim::{Dim, Sym};
+use tongtu_tensor::{DType, Tensor};
+use tongtu_tile::Kernel;
+
+use crate::emit::KernelArg;
+use crate::error::Error;
+use crate::fuse::{self, Item};
+use crate::schedule::{self, Machine, Pack};
+
+/// A kernel that several launches may share.
+struct Shared {
+    kernel: Kernel,
+    group: String,
+    loc: Loc,
+}
+
+struct Lowerer<'a> {
+    plan: Plan,
+    machine: Machine,
+    compiler: &'a dyn Compiler,
+    chip: &'a Chip,
+    kernels: Vec<Shared>,
+    by_text: HashMap<String, usize>,
+    packed: HashMap<(usize, usize, Vec<usize>, usize, usize), ValueRef>,
+    constants: HashMap<(usize, usize, Vec<usize>, DType), ValueRef>,
+    bound: BTreeSet<Sym>,
+    fixed: BTreeSet<Sym>,
+    guards: BTreeSet<String>,
+    depth: usize,
+}
+
+type Map = Vec<Option<ValueRef>>;
+
+/// Lowers a prepared module to a plan with compiled kernels.
+pub fn lower(module: &Module, compiler: &dyn Compiler, chip: &Chip) -> Result<Plan, Error> {
+    let g = &module.graph;
+    let mut l = Lowerer {
+        plan: Plan { symbols: module.symbols.clone(), ..Plan::default() },
+        machine: Machine::of(chip),
+        compiler,
+        chip,
+        kernels: Vec::new(),
+        by_text: HashMap::new(),
+        packed: HashMap::new(),
+        constants: HashMap::new(),
+        bound: BTreeSet::new(),
+        fixed: BTreeSet::new(),
+        guards: BTreeSet::new(),
+        depth: 0,
+    };
+    let mut map: Map = vec![None; g.values.len()];
+    for &v in &g.inputs {
+        let ty = g.ty(v).clone();
+        l.bound.extend(g.dims(v).iter().filter_map(Dim::as_sym));
+        let storage = if ty.as_tensor().is_some() { Storage::Input } else { Storage::Host };
+        let r = l.value(ty, storage, g.values[v.index()].name.clone());
+        map[v.index()] = Some(r);
+        l.plan.inputs.push(Port { name: g.value_name(v), value: r });
+    }
+    l.fixed = l.bound.clone();
+    let mut steps = Vec::new();
+    l.graph(g, &mut map, &mut steps)?;
+    for &v in &g.outputs {
+        let value = l.get(g, &map, v)?;
+        l.plan.outputs.push(Port { name: g.value_name(v), value });
+    }
+    l.plan.state = g.state.clone();
+    l.plan.body = Block { steps };
+    l.lifetimes();
+    l.compile_kernels()?;
+    Ok(l.plan)
+}
+
+impl Lowerer<'_> {
+    fn value(&mut self, ty: Type, storage: Storage, name: Option<Arc<str>>) -> ValueRef {
+        let r = ValueRef(self.plan.values.len() as u32);
+        self.plan.values.push(PlanValue { ty, storage, device: 0, name });
+        r
+    }
+
+    /// A value computed by the plan: in the arena where its size follows from the inputs' sizes.
+    fn computed(&mut self, ty: Type, name: Option<Arc<str>>) -> ValueRef {
+        let in_arena = self.depth == 0
+            && match &ty {
+                Type::Tensor { dims, .. } => {
+                    dims.iter().all(|d| d.symbols().iter().all(|s| self.fixed.contains(s)))
+                }
+                _ => false,
+            };
+        let storage = match &ty {
+            Type::Tensor { .. } if in_arena => Storage::Arena { first: 0, last: 0 },
+            Type::Tensor { .. } => Storage::Pool,
+            _ => Storage::Host,
+        };
+        self.value(ty, storage, name)
+    }
+
+    fn constant(&mut self, value: &Tensor, name: Option<Arc<str>>) -> ValueRef {
+        let key =
+            (value.bytes().as_ptr() as usize, value.byte_offset(), value.shape().to_vec(), value.dtype());
+        let shareable = value.is_contiguous() && value.nbytes() >= 64;
+        if let Some(&r) = self.constants.get(&key).filter(|_| shareable) {
+            return r;
+        }
+        let ty = Type::tensor(
+            value.dtype(),
+            value.shape().iter().map(|&n| Dim::from(n as i64)).collect::<Vec<_>>(),
+        );
+        self.plan.constants.push(value.clone());
+        let r = self.value(ty, Storage::Constant(self.plan.constants.len() - 1), name);
+        if shareable {
+            self.constants.insert(key, r);
+        }
+        r
+    }
+
+    fn get(&mut self, g: &Graph, map: &Map, v: ValueId) -> Result<ValueRef, Error> {
+        map[v.index()].ok_or_else(|| {
+            Error::unsupported(
+                "value",
+                &Loc::default(),
+                format!("value {} is not in memory", g.value_name(v)),
+            )
+        })
+    }
+
+    fn step(steps: &mut Vec<Step>, kind: StepKind, loc: &Loc) {
+        steps.push(Step { kind, device: 0, wait: Vec::new(), loc: loc.clone() });
+    }
+
+    fn graph(&mut self, g: &Graph, map: &mut Map, steps: &mut Vec<Step>) -> Result<(), Error> {
+        let defs = g.definitions();
+        for item in fuse::fuse(g) {
+            match item {
+                Item::Alias { from, to } => {
+                    let loc = defs[to.index()].map(|n| g.nodes[n].loc.clone()).unwrap_or_default();
+                    self.guard(&numel(g.dims(from)), &numel(g.dims(to)), &loc, "a reshape", steps);
+                    let from = self.get(g, map, from)?;
+                    let ty = g.ty(to).clone();
+                    let r = self.value(ty, Storage::Alias(from), g.values[to.index()].name.clone());
+                    map[to.index()] = Some(r);
+                }
+                Item::Group(group) => self.group(g, &defs, &group, map, steps)?,
+                Item::Host(n) => self.host(g, &g.nodes[n], map, steps)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn guard(&mut self, a: &Dim, b: &Dim, loc: &Loc, what: &str, steps: &mut Vec<Step>) {
+        if a == b || (a - b).as_const() == Some(0) {
+            return;
+        }
+        let key = format!("{a:?}={b:?}@{}", self.depth);
+        if !self.guards.insert(key) {
+            return;
+        }
+        let message = format!(
+            "{what} at {loc} needs {} = {}",
+            a.display(&self.plan.symbols),
+            b.display(&self.plan.symbols)
+        );
+        Self::step(steps, StepKind::Guard { lhs: a.clone(), rhs: b.clone(), message }, loc);
+    }
+
+    /// What a node assumes of sizes that are not known yet.
+    fn guards(&mut self, g: &Graph, node: &Node, steps: &mut Vec<Step>) {
+        let dims = |v: ValueId| g.dims(v).to_vec();
+        let op = node.op.name();
+        let loc = node.loc.clone();
+        let mut pairs: Vec<(Dim, Dim)> = Vec::new();
+        let zip =
+            |a: &[Dim], b: &[Dim]| -> Vec<(Dim, Dim)> { a.iter().cloned().zip(b.iter().cloned()).collect() };
+        match &node.op {
+            Op::Binary(_) | Op::Compare(_) | Op::Select {} | Op::Fma {} => {
+                for v in &node.inputs[1..] {
+                    pairs.extend(zip(&dims(node.inputs[0]), &dims(*v)));
+                }
+            }
+            Op::Broadcast { dims: to, axes } => {
+                for (d, &a) in dims(node.inputs[0]).iter().zip(axes) {
+                    if d.as_const() != Some(1) {
+                        pairs.push((d.clone(), to[a].clone()));
+                    }
+                }
+            }
+            Op::Reshape { dims: to } => pairs.push((numel(&dims(node.inputs[0])), numel(to))),
+            Op::Concat { axis } => {
+                for v in &node.inputs[1..] {
+                    let mut p = zip(&dims(node.inputs[0]), &dims(*v));
+                    p.remove(*axis);
+                    pairs.extend(p);
+                }
+            }
+            Op::Contract { batch, over, .. } => {
+                let (a, b) = (dims(node.inputs[0]), dims(node.inputs[1]));
+                pairs.extend(batch.iter().chain(over).map(|&(i, j)| (a[i].clone(), b[j].clone())));
+            }
+            Op::Conv { spec, .. } => {
+                let at = |roles: &[tongtu_graph::ConvRole], d: &[Dim]| {
+                    roles.iter().position(|r| *r == tongtu_graph::ConvRole::C).map(|p| d[p].clone())
+                };
+                if let (Some(x), Some(k)) =
+                    (at(&spec.input, &dims(node.inputs[0])), at(&spec.kernel, &dims(node.inputs[1])))
+                {
+                    pairs.push((x, k * spec.groups));
+                }
+            }
+            Op::ScatterAlong { .. } => pairs.extend(zip(&dims(node.inputs[1]), &dims(node.inputs[2]))),
+            Op::ScatterNd { .. } => {
+                let (x, i, u) = (dims(node.inputs[0]), dims(node.inputs[1]), dims(node.inputs[2]));
+                if let Some(k) = i.last().and_then(Dim::as_const) {
+                    let want: Vec<Dim> = i[..i.len() - 1].iter().chain(&x[k as usize..]).cloned().collect();
+                    pairs.extend(zip(&want, &u));
+                }
+            }
+            Op::TakeAlong { axis } => {
+                let (x, i) = (dims(node.inputs[0]), dims(node.inputs[1]));
+                for d in (0..x.len()).filter(|d| d != axis) {
+                    self.at_most(&i[d], &x[d], &loc, op, steps);
+                }
+            }
+            Op::GatherNd { batch } => {
+                pairs.extend(zip(&dims(node.inputs[0])[..*batch], &dims(node.inputs[1])[..*batch]))
+            }
+            Op::Slice { start, len, step } => {
+                let x = dims(node.inputs[0]);
+                for d in 0..x.len() {
+                    let last = &start[d] + &(&(&len[d] - 1) * step[d]);
+                    let (low, high) =
+                        if step[d] > 0 { (start[d].clone(), last) } else { (last, start[d].clone()) };
+                    let any = len[d].min(&Dim::from(1));
+                    self.at_most(&(&(&high + 1) * &any), &x[d], &loc, op, steps);
+                    self.at_most(&Dim::from(0), &low, &loc, op, steps);
+                }
+            }
+            Op::Reduce { .. } | Op::Sort { .. } => {
+                for v in node.inputs.iter().skip(1) {
+                    pairs.extend(zip(&dims(node.inputs[0]), &dims(*v)));
+                }
+            }
+            _ => {}
+        }
+        for (a, b) in pairs {
+            self.guard(&a, &b, &loc, op, steps);
+        }
+        for &o in &node.outputs {
+            for d in g.dims(o) {
+                self.at_most(&Dim::from(0), d, &loc, op, steps);
+            }
+        }
+    }
+
+    /// `a <= b`, written as an equality.
+    fn at_most(&mut self, a: &Dim, b: &Dim, loc: &Loc, what: &str, steps: &mut Vec<Step>) {
+        if !a.provably_le(b, &self.plan.symbols) {
+            self.guard(&(a - b).max(&Dim::from(0)), &Dim::from(0), loc, what, steps);
+        }
+    }
+
+    fn group(
+        &mut self,
+        g: &Graph,
+        defs: &[Option<usize>],
+        group: &fuse::Group,
+        map: &mut Map,
+        steps: &mut Vec<Step>,
+    ) -> Result<(), Error> {
+        for node in &group.graph.nodes {
+            self.guards(&group.graph, node, steps);
+        }
+        let constants: Vec<Option<Tensor>> = group
+            .inputs
+            .iter()
+            .map(|v| match &g.nodes[defs[v.index()]?].op {
+                Op::Constant { value } => Some(value.clone()),
+                _ => None,
+            })
+            .collect();
+        let scheduled = schedule::schedule(group, &constants, self.machine).map_err(|e| match e {
+            Error::Tile { error, .. } => {
+                Error::Tile { group: format!("{} at {}", group.name, group.loc), error }
+            }
+            e => e,
+        })?;
+        let mut inputs = Vec::new();
+        for &v in &group.inputs {
+            inputs.push(self.get(g, map, v)?);
+        }
+        let mut outputs = Vec::new();
+        for &v in &group.outputs {
+            let r = self.computed(g.ty(v).clone(), g.values[v.index()].name.clone());
+            map[v.index()] = Some(r);
+            outputs.push(r);
+        }
+        let temps: Vec<ValueRef> = scheduled
+            .temps
+            .iter()
+            .map(|(d, dims)| self.computed(Type::tensor(*d, dims.clone()), None))
+            .collect();
+        let mut packed = Vec::new();
+        for p in &scheduled.packed {
+            packed.push(self.pack(p, constants[p.input].as_ref(), &group.loc)?);
+        }
+        let (flops, bytes) = cost(&group.graph);
+        let index = self.plan.groups.len();
+        self.plan.groups.push(Group {
+            name: group.name.clone(),
+            graph: Arc::new(group.graph.clone()),
+            inputs: inputs.clone(),
+            outputs: outputs.clone(),
+            loc: group.loc.clone(),
+            flops,
+            bytes,
+        });
+        for launch in scheduled.launches {
+            let args = launch
+                .args
+                .iter()
+                .map(|a| match a {
+                    KernelArg::Input(i) => Arg::Buffer(inputs[*i]),
+                    KernelArg::Output(i) => Arg::Buffer(outputs[*i]),
+                    KernelArg::Temp(i) => Arg::Buffer(temps[*i]),
+                    KernelArg::Packed(i) => Arg::Buffer(packed[*i]),
+                    KernelArg::Dim(d) => Arg::Dim(d.clone()),
+                })
+                .collect();
+            let artifact = self.kernel(launch.kernel, group)?;
+            let kind = StepKind::Launch { artifact, entry: 0, grid: launch.grid, args, group: index };
+            Self::step(steps, kind, &group.loc);
+        }
+        Ok(())
+    }
+
+    fn pack(&mut self, p: &Pack, value: Option<&Tensor>, loc: &Loc) -> Result<ValueRef, Error> {
+        let value = value.ok_or_else(|| Error::unsupported("pack", loc, "not a constant"))?;
+        let key = (value.bytes().as_ptr() as usize, value.byte_offset(), p.perm.clone(), p.columns, p.width);
+        let shareable = value.is_contiguous() && value.nbytes() >= 64;
+        if let Some(&r) = self.packed.get(&key).filter(|_| shareable) {
+            return Ok(r);
+        }
+        let packed =
+            p.apply(value).ok_or_else(|| Error::unsupported("pack", loc, "the constant is too large"))?;
+        let r = self.constant(&packed, None);
+        if shareable {
+            self.packed.insert(key, r);
+        }
+        Ok(r)
+    }
+
+    /// The position of a kernel, after the rewrites that the chip needs.
+    fn kernel(&mut self, mut kernel: Kernel, group: &fuse::Group) -> Result<usize, Error> {
+        let name = std::mem::replace(&mut kernel.name, "kernel".into());
+        let text = kernel.to_string();
+        if let Some(&i) = self.by_text.get(&text) {
+            return Ok(i);
+        }
+        kernel.name = name;
+        let i = self.kernels.len();
+        self.by_text.insert(text, i);
+        self.kernels.push(Shared { kernel, group: group.name.clone(), loc: group.loc.clone() });
+        Ok(i)
+    }
+
+    fn compile_kernels(&mut self) -> Result<(), Error> {
+        let (compiler, chip) = (self.compiler, self.chip);
+        let kernels = std::mem::take(&mut self.kernels);
+        let artifacts: Vec<Result<Artifact, Error>> =
+            kernels.into_par_iter().map(|s| compile_kernel(s, compiler, chip)).collect();
+        for a in artifacts {
+            self.plan.artifacts.push(a?);
+        }
+        Ok(())
+    }
+
+    fn host(&mut self, g: &Graph, node: &Node, map: &mut Map, steps: &mut Vec<Step>) -> Result<(), Error> {
+        match &node.op {
+            Op::Constant { value } => {
+                let name = g.values[node.outputs[0].index()].name.clone();
+                map[node.outputs[0].index()] = Some(self.constant(value, name));
+            }
+            Op::DimValue { dim } => {
+                let dst = self.computed(Type::scalar(DType::I64), None);
+                map[node.outputs[0].index()] = Some(dst);
+                Self::step(steps, StepKind::WriteDim { dst, dim: dim.clone() }, &node.loc);
+            }
+            Op::Bind { sym } => {
+                let src = self.get(g, map, node.inputs[0])?;
+                self.bound.insert(*sym);
+                Self::step(steps, StepKind::Bind { sym: *sym, src }, &node.loc);
+            }
+            Op::Host { name, attributes, .. } => {
+                let inputs =
+                    node.inputs.iter().map(|&v| self.get(g, map, v)).collect::<Result<Vec<_>, _>>()?;
+                let mut outputs = Vec::new();
+                for &o in &node.outputs {
+                    let ty = g.ty(o).clone();
+                    let storage = if ty.as_tensor().is_some() { Storage::Pool } else { Storage::Host };
+                    let r = self.value(ty, storage, g.values[o.index()].name.clone());
+                    map[o.index()] = Some(r);
+                    outputs.push(r);
+                }
+                let kind = StepKind::Host {
+                    name: name.clone(),
+                    attributes: attributes.clone(),
+                    inputs,
+                    outputs: outputs.clone(),
+                };
+                Self::step(steps, kind, &node.loc);
+                for r in outputs {
+                    self.bind_dims(r, &node.loc, steps);
+                }
+            }
+            Op::If { then_branch, else_branch, results } => {
+                let condition = self.get(g, map, node.inputs[0])?;
+                let captured =
+                    node.inputs[1..].iter().map(|&v| self.get(g, map, v)).collect::<Result<Vec<_>, _>>()?;
+                let outs: Vec<ValueRef> = results.iter().map(|t| self.handle(t)).collect();
+                let mut blocks = Vec::new();
+                for branch in [then_branch, else_branch] {
+                    let saved = (self.bound.clone(), self.guards.clone());
+                    let mut inner: Map = vec![None; branch.values.len()];
+                    for (&v, &r) in branch.inputs.iter().zip(&captured) {
+                        inner[v.index()] = Some(r);
+                    }
+                    let mut body = Vec::new();
+                    self.depth += 1;
+                    self.graph(branch, &mut inner, &mut body)?;
+                    for (&v, &dst) in branch.outputs.iter().zip(&outs) {
+                        let src = self.get(branch, &inner, v)?;
+                        self.assign(src, dst, &captured, &node.loc, &mut body);
+                    }
+                    self.depth -= 1;
+                    (self.bound, self.guards) = saved;
+                    blocks.push(Block { steps: body });
+                }
+                let else_block = blocks.pop().unwrap_or_default();
+                let then_block = blocks.pop().unwrap_or_default();
+                Self::step(steps, StepKind::If { condition, then_block, else_block }, &node.loc);
+                for (&o, &r) in node.outputs.iter().zip(&outs) {
+                    map[o.index()] = Some(r);
+                    self.bind_dims(r, &node.loc, steps);
+                }
+            }
+            Op::While { body, results } => {
+                let n = results.len();
+                let first = self.get(g, map, node.inputs[0])?;
+                let init =
+                    node.inputs[1..].iter().map(|&v| self.get(g, map, v)).collect::<Result<Vec<_>, _>>()?;
+                let condition = self.handle(&Type::scalar(DType::Bool));
+                self.assign(first, condition, &[], &node.loc, steps);
+                let mut inner: Map = vec![None; body.values.len()];
+                let mut carried = Vec::new();
+                for (&v, &src) in body.inputs[..n].iter().zip(&init) {
+                    let r = self.handle(body.ty(v));
+                    self.assign(src, r, &[], &node.loc, steps);
+                    inner[v.index()] = Some(r);
+                    carried.push(r);
+                }
+                for (&v, &r) in body.inputs[n..].iter().zip(&init[n..]) {
+                    inner[v.index()] = Some(r);
+                }
+                let saved = (self.bound.clone(), self.guards.clone());
+                let mut block = Vec::new();
+                self.depth += 1;
+                for &r in &carried {
+                    self.bind_dims(r, &node.loc, &mut block);
+                }
+                self.graph(body, &mut inner, &mut block)?;
+                // All new values are taken before any carried one is replaced.
+                let mut next = Vec::new();
+                for (k, &v) in body.outputs.iter().enumerate() {
+                    let src = self.get(body, &inner, v)?;
+                    let dst = if k == 0 { condition } else { carried[k - 1] };
+                    let t = self.handle(body.ty(v));
+                    self.assign(src, t, &init, &node.loc, &mut block);
+                    next.push((t, dst));
+                }
+                for (src, dst) in next {
+                    Self::step(&mut block, StepKind::Assign { src, dst }, &node.loc);
+                }
+                self.depth -= 1;
+                (self.bound, self.guards) = saved;
+                Self::step(steps, StepKind::While { condition, body: Block { steps: block } }, &node.loc);
+                for ((&o, t), &c) in node.outputs.iter().zip(results).zip(&carried) {
+                    let r = self.handle(t);
+                    Self::step(steps, StepKind::Assign { src: c, dst: r }, &node.loc);
+                    map[o.index()] = Some(r);
+                    self.bind_dims(r, &node.loc, steps);
+                }
+            }
+            op => return Err(Error::unsupported(op.name(), &node.loc, "is not a step of the host program")),
+        }
+        Ok(())
+    }
+
+    /// A value that takes over others' contents.
+    fn handle(&mut self, ty: &Type) -> ValueRef {
+        let storage = if ty.as_tensor().is_some() { Storage::Pool } else { Storage::Host };
+        self.value(ty.clone(), storage, None)
+    }
+
+    /// Gives `dst` the contents of `src`: by name where `src` has its own counted memory, else by a copy.
+    fn assign(
+        &mut self,
+        src: ValueRef,
+        dst: ValueRef,
+        _captured: &[ValueRef],
+        loc: &Loc,
+        steps: &mut Vec<Step>,
+    ) {
+        let from = &self.plan.values[src.index()];
+        let src = match from.storage {
+            Storage::Pool | Storage::Host => src,
+            _ => {
+                let ty = from.ty.clone();
+                let copy = self.handle(&ty);
+                Self::step(steps, StepKind::Copy { src, dst: copy }, loc);
+                copy
+            }
+        };
+        Self::step(steps, StepKind::Assign { src, dst }, loc);
+    }
+
+    fn bind_dims(&mut self, value: ValueRef, loc: &Loc, steps: &mut Vec<Step>) {
+        let fresh: Vec<Sym> = self
+            .plan
+            .dims(value)
+            .iter()
+            .filter_map(Dim::as_sym)
+            .filter(|s| !self.bound.contains(s))
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect();
+        self.bound.extend(&fresh);
+        if !self.plan.dims(value).is_empty() {
+            Self::step(steps, StepKind::BindDims { value, fresh }, loc);
+        }
+    }
+
+    /// First and last use of every value in the arena.
+    fn lifetimes(&mut self) {
+        let mut first: BTreeMap<usize, usize> = BTreeMap::new();
+        let mut last: BTreeMap<usize, usize> = BTreeMap::new();
+        let steps = std::mem::take(&mut self.plan.body.steps);
+        for (i, s) in steps.iter().enumerate() {
+            let mut used = Vec::new();
+            uses(s, &mut used);
+            for v in used {
+                let root = self.root(v);
+                first.entry(root).or_insert(i);
+                last.insert(root, i);
+            }
+        }
+        let end = steps.len();
+        let kept: Vec<ValueRef> = self.plan.outputs.iter().map(|p| p.value).collect();
+        for v in kept {
+            let root = self.root(v);
+            last.insert(root, end);
+        }
+        self.plan.body.steps = steps;
+        for (i, v) in self.plan.values.iter_mut().enumerate() {
+            if let Storage::Arena { first: f, last: l } = &mut v.storage {
+                *f = first.get(&i).copied().unwrap_or(0);
+                *l = last.get(&i).copied().unwrap_or(*f);
+            }
+        }
+    }
+
+    fn root(&self, v: ValueRef) -> usize {
+        let mut v = v;
+        while let Storage::Alias(of) = self.plan.values[v.index()].storage {
+            v = of;
+        }
+        v.index()
+    }
+}
+
+fn uses(step: &Step, out: &mut Vec<ValueRef>) {
+    match &step.kind {
+        StepKind::Launch { args, .. } => {
+            out.extend(args.iter().filter_map(|a| if let Arg::Buffer(v) = a { Some(*v) } else { None }))
+        }
+        StepKind::Copy { src, dst } | StepKind::Assign { src, dst } => out.extend([*src, *dst]),
+        StepKind::WriteDim { dst, .. } => out.push(*dst),
+        StepKind::Bind { src, .. } => out.push(*src),
+        StepKind::BindDims { value, .. } => out.push(*value),
+        StepKind::Guard { .. } => {}
+        StepKind::If { condition, then_block, else_block } => {
+            out.push(*condition);
+            then_block.steps.iter().chain(&else_block.steps).for_each(|s| uses(s, out));
+        }
+        StepKind::While { condition, body } => {
+            out.push(*condition);
+            body.steps.iter().for_each(|s| uses(s, out));
+        }
+        StepKind::Host { inputs, outputs, .. } => out.extend(inputs.iter().chain(outputs)),
+    }
+}
+
+fn compile_kernel(s: Shared, compiler: &dyn Compiler, chip: &Chip) -> Result<Artifact, Error> {
+    let mut kernel = s.kernel;
+    crate::expand::expand(&mut kernel, &|op, operands| {
+        matches!(compiler.supports(op, operands, &[], chip), Support::Native)
+    });
+    if let Err(errors) = tongtu_tile::verify::verify(&kernel)
+        && let Some(error) = errors.into_iter().next()
+    {
+        return Err(Error::Tile { group: format!("{} at {}", s.group, s.loc), error });
+    }
+    let module = tongtu_tile::Module { kernels: vec![kernel] };
+    compiler.compile(&module, chip).map_err(|error| Error::Backend { group: s.group, loc: s.loc, error })
+}
+
+/// Operations (a fused multiply-add is 2) and bytes moved at least.
+fn cost(g: &Graph) -> (Dim, Dim) {
+    let mut flops = Dim::from(0);
+    for n in &g.nodes {
+        let Some(&o) = n.outputs.first() else { continue };
+        let out = numel(g.dims(o));
+        let each = match &n.op {
+            Op::Contract { over, .. } => {
+                let x = g.dims(n.inputs[0]);
+                numel(&over.iter().map(|&(a, _)| x[a].clone()).collect::<Vec<_>>()) * 2
+            }
+            Op::Conv { spec, .. } => {
+                let k = g.dims(n.inputs[1]);
+                let per: Vec<Dim> = spec
+                    .kernel
+                    .iter()
+                    .zip(k)
+                    .filter(|(r, _)| **r != tongtu_graph::ConvRole::N)
+                    .map(|(_, d)| d.clone())
+                    .collect();
+                numel(&per) * 2
+            }
+            Op::Reduce { .. } => {
+                flops = &flops + &numel(g.dims(n.inputs[0]));
+                continue;
+            }
+            Op::WindowReduce { spec, .. } => Dim::from(spec.window.iter().product::<i64>()),
+            Op::Unary(_) | Op::Binary(_) | Op::Compare(_) | Op::Select {} | Op::Fma {} | Op::Cast { .. } => {
+                Dim::from(1)
+            }
+            _ => continue,
+        };
+        flops = &flops + &(&out * &each);
+    }
+    let size = |v: &ValueId| {
+        let bits = g.dtype(*v).bits() as i64;
+        (numel(g.dims(*v)) * bits).ceildiv(&Dim::from(8))
+    };
+    let bytes = g.inputs.iter().chain(&g.outputs).fold(Dim::from(0), |a, v| &a + &size(v));
+    (flops, bytes)
+}

@@ -1,0 +1,117 @@
+//! Elementwise groups: one loop over the result, vectors along its last dim.
+
+use tongtu_tensor::DType;
+use tongtu_tensor::dim::Dim;
+use tongtu_tile::Val;
+
+use super::{Launch, Request, Scheduled, blocks, delinear, multiple, product, rows_per_instance};
+use crate::emit::{Coord, Emitter};
+use crate::error::Error;
+
+/// Elements an instance handles at least, so that starting it costs little beside its work.
+pub const GRAIN: i64 = 16 * 1024;
+
+/// Lanes of a block along a dim: a few vectors, fewer where the dim is short or the group is long.
+pub fn lanes(r: &Request<'_>, last: &Dim) -> usize {
+    let vectors = if r.graph.nodes.len() > 16 { 2 } else { 4 };
+    let wide = r.machine.lanes(DType::F32) * vectors;
+    match last.as_const() {
+        Some(n) if (n as usize) < wide => (n.max(1) as usize).next_power_of_two(),
+        _ => wide,
+    }
+}
+
+/// The schedule of an elementwise group.
+pub fn schedule(r: &Request<'_>) -> Result<Scheduled, Error> {
+    let mut s = Scheduled::default();
+    s.launches.push(kernel(r, 0, r.graph.outputs[0], None)?);
+    Ok(s)
+}
+
+/// One kernel for each operand, each writing its part of the result.
+pub fn schedule_concat(r: &Request<'_>) -> Result<Scheduled, Error> {
+    let node = r.graph.nodes.last().ok_or_else(|| Error::unsupported("concat", r.loc, "an empty group"))?;
+    let tongtu_graph::Op::Concat { axis } = node.op else {
+        return Err(Error::unsupported("concat", r.loc, "the root is another operation"));
+    };
+    let mut s = Scheduled::default();
+    let mut start = Dim::from(0);
+    for &x in &node.inputs {
+        let next = &start + &r.graph.dims(x)[axis];
+        s.launches.push(kernel(r, 0, x, Some((axis, start)))?);
+        start = next;
+    }
+    Ok(s)
+}
+
+/// A kernel that computes `value` and stores it into an output, from a position along one dim on.
+fn kernel(
+    r: &Request<'_>,
+    output: usize,
+    value: tongtu_graph::ValueId,
+    at: Option<(usize, Dim)>,
+) -> Result<Launch, Error> {
+    let mut e = Emitter::new(r.name, r.graph);
+    let dims = r.graph.dims(value).to_vec();
+    e.leaves_of(&[value], &[])?;
+    let out = e.output(output)?;
+    let out = if let Some((axis, start)) = &at { part(&mut e, output, *axis, start, &dims)? } else { out };
+    let Some((last, outer)) = dims.split_last() else {
+        let t = e.emit(value, &[])?;
+        e.store_view(out, t, &[])?;
+        return Ok(e.launch([Dim::from(1), Dim::from(1), Dim::from(1)]));
+    };
+    let width = lanes(r, last);
+    e.shape = vec![width];
+    let exact = multiple(last, width);
+    let pid = e.b.program_id(0)?;
+    let rows = product(outer);
+    if rows.as_const() == Some(1) {
+        let per = (GRAIN / width as i64).max(1) * width as i64;
+        let lo = e.b.mul_int(pid, per)?;
+        let end = e.b.add_int(lo, per)?;
+        let n = e.dim_param(last);
+        let hi = e.b.min(end, n)?;
+        let zero = e.b.int(0);
+        let lead: Vec<Coord> = outer.iter().map(|_| Coord::at(zero)).collect();
+        blocks(&mut e, lo, hi, width, exact, &[], |e, i, inside, _| {
+            let mut coords = lead.clone();
+            coords.push(Coord::along(i, 0, inside));
+            let t = e.emit(value, &coords)?;
+            e.store_view(out, t, &coords)?;
+            Ok(vec![])
+        })?;
+        return Ok(e.launch([last.ceildiv(&Dim::from(per)), Dim::from(1), Dim::from(1)]));
+    }
+    let per = rows_per_instance(last, GRAIN);
+    let per_v = e.dim_param(&per);
+    let lo = e.b.mul(pid, per_v)?;
+    let end = e.b.add(lo, per_v)?;
+    let rows_v = e.dim_param(&rows);
+    let hi = e.b.min(end, rows_v)?;
+    e.for_loop(lo, hi, 1, &[], |e, row, _| {
+        let lead = delinear(e, row, outer)?;
+        let zero = e.b.int(0);
+        let n = e.dim_param(last);
+        blocks(e, zero, n, width, exact, &[], |e, i, inside, _| {
+            let mut coords = lead.clone();
+            coords.push(Coord::along(i, 0, inside));
+            let t = e.emit(value, &coords)?;
+            e.store_view(out, t, &coords)?;
+            Ok(vec![])
+        })?;
+        Ok(vec![])
+    })?;
+    Ok(e.launch([rows.ceildiv(&per), Dim::from(1), Dim::from(1)]))
+}
+
+/// A view of the part of an output from a position along one dim on, with the part's own dims.
+fn part(e: &mut Emitter<'_>, output: usize, axis: usize, start: &Dim, dims: &[Dim]) -> Result<Val, Error> {
+    let whole = e.graph.dims(e.graph.outputs[output]).to_vec();
+    let buffer = e.output_buffer(output);
+    let strides: Vec<Dim> = (0..whole.len()).map(|i| product(&whole[i + 1..])).collect();
+    let offset = e.dim(&(start * &strides[axis]));
+    let dims: Vec<Val> = dims.iter().map(|d| e.dim(d)).collect();
+    let strides: Vec<Val> = strides.iter().map(|d| e.dim(d)).collect();
+    Ok(e.b.view(buffer, offset, &dims, &strides)?)
+}

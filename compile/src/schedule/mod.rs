@@ -1,0 +1,274 @@
+//! Schedules: a group of operations to tile programs.
+//!
+//! Each schedule reads only the group and the chip's description. Sizes are kernel arguments, so that one kernel
+//! serves every batch and sequence length; small structure (window lengths, steps) is written into the kernel.
+
+mod contract;
+mod conv;
+mod map;
+mod order;
+mod pack;
+mod reduce;
+mod window;
+
+use tongtu_chip::Chip;
+use tongtu_graph::Graph;
+use tongtu_tensor::dim::Dim;
+use tongtu_tensor::{Combiner, DType, Num, Tensor};
+use tongtu_tile::{Kernel, Val};
+
+use crate::collapse::collapse;
+use crate::emit::{Coord, Emitter, KernelArg};
+use crate::error::Error;
+use crate::fuse::{Group, Kind};
+
+pub use pack::Pack;
+
+/// One launch of a kernel.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// The kernel.
+    pub kernel: Kernel,
+    /// What each of its parameters stands for.
+    pub args: Vec<KernelArg>,
+    /// Number of instances along x, y and z.
+    pub grid: [Dim; 3],
+}
+
+/// How a group is computed.
+#[derive(Clone, Debug, Default)]
+pub struct Scheduled {
+    /// Launches in order.
+    pub launches: Vec<Launch>,
+    /// Temporary memory.
+    pub temps: Vec<(DType, Vec<Dim>)>,
+    /// Constant inputs laid out for the kernels when compiling.
+    pub packed: Vec<Pack>,
+}
+
+/// What schedules know of the machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine {
+    /// Bytes of a vector register.
+    pub vector_bytes: usize,
+    /// Number of vector registers.
+    pub registers: usize,
+}
+
+impl Machine {
+    /// From a chip's description.
+    pub fn of(chip: &Chip) -> Machine {
+        Machine { vector_bytes: chip.vector.bits as usize / 8, registers: chip.vector.registers as usize }
+    }
+    /// Elements of a type in a vector register.
+    pub fn lanes(&self, dtype: DType) -> usize {
+        (self.vector_bytes * 8 / (dtype.bits() as usize).max(8)).max(1)
+    }
+}
+
+/// What a schedule is given.
+pub struct Request<'a> {
+    /// The graph to compute: the group's, or an equal one over fewer dims.
+    pub graph: &'a Graph,
+    /// What it is built around.
+    pub kind: &'a Kind,
+    /// The contents of inputs that are constants.
+    pub constants: &'a [Option<Tensor>],
+    /// The machine.
+    pub machine: Machine,
+    /// Name for the kernels.
+    pub name: &'a str,
+    /// The group's origin.
+    pub loc: &'a tongtu_graph::Loc,
+}
+
+/// Chooses and runs the schedule of a group. `constants` holds, for each of its inputs, the contents if it is a constant.
+pub fn schedule(group: &Group, constants: &[Option<Tensor>], machine: Machine) -> Result<Scheduled, Error> {
+    let name: String =
+        group.name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '_' }).collect();
+    let collapsed = collapse(group);
+    let (graph, kind) = match &collapsed {
+        Some(c) => (&c.graph, &c.kind),
+        None => (&group.graph, &group.kind),
+    };
+    let r = Request { graph, kind, constants, machine, name: &name, loc: &group.loc };
+    match kind {
+        Kind::Map => map::schedule(&r),
+        Kind::Concat => map::schedule_concat(&r),
+        Kind::Reduce(rows) => reduce::schedule(&r, rows),
+        Kind::Contract(n) => contract::schedule(&r, *n),
+        Kind::Conv(n) => conv::schedule(&r, *n),
+        Kind::Window(n) => window::schedule(&r, *n),
+        Kind::Scan => order::schedule_scan(&r),
+        Kind::Sort => order::schedule_sort(&r),
+        Kind::Scatter => order::schedule_scatter(&r),
+    }
+}
+
+impl Emitter<'_> {
+    /// The finished launch.
+    fn launch(self, grid: [Dim; 3]) -> Launch {
+        Launch { kernel: self.b.finish(), args: self.args, grid }
+    }
+}
+
+/// `0..extent` in steps of `width`: whole blocks first, then one block that may reach past the end. The body is told
+/// whether its block is inside.
+fn blocks(
+    e: &mut Emitter<'_>,
+    lo: Val,
+    hi: Val,
+    width: usize,
+    exact: bool,
+    init: &[Val],
+    mut body: impl FnMut(&mut Emitter<'_>, Val, bool, &[Val]) -> Result<Vec<Val>, Error>,
+) -> Result<Vec<Val>, Error> {
+    if exact {
+        return e.for_loop(lo, hi, width as i64, init, |e, i, c| body(e, i, true, c));
+    }
+    let span = e.b.sub(hi, lo)?;
+    let w = e.b.int(width as i64);
+    let rest = e.b.binary(tongtu_tensor::scalar::Binary::Rem, span, w)?;
+    let whole = e.b.sub(hi, rest)?;
+    let carried = e.for_loop(lo, whole, width as i64, init, |e, i, c| body(e, i, true, c))?;
+    e.for_loop(whole, hi, width as i64, &carried, |e, i, c| body(e, i, false, c))
+}
+
+/// Whether a dim is known to be a multiple of a number.
+fn multiple(d: &Dim, of: usize) -> bool {
+    d.as_const().is_some_and(|c| c % of as i64 == 0)
+}
+
+/// Splits a row number into one coordinate for each dim, the last fastest.
+fn delinear(e: &mut Emitter<'_>, row: Val, dims: &[Dim]) -> Result<Vec<Coord>, Error> {
+    let mut out = Vec::new();
+    let mut rest = row;
+    for (i, d) in dims.iter().enumerate().rev() {
+        if d.as_const() == Some(1) {
+            out.push(Coord::at(e.b.int(0)));
+        } else if i == 0 || dims[..i].iter().all(|d| d.as_const() == Some(1)) {
+            out.push(Coord::at(rest));
+            rest = e.b.int(0);
+        } else {
+            let n = e.dim(d);
+            let r = e.b.binary(tongtu_tensor::scalar::Binary::Rem, rest, n)?;
+            out.push(Coord::at(r));
+            rest = e.b.div(rest, n)?;
+        }
+    }
+    out.reverse();
+    Ok(out)
+}
+
+/// The product of dims.
+fn product(dims: &[Dim]) -> Dim {
+    tongtu_graph::infer::numel(dims)
+}
+
+/// How many rows of `len` elements an instance takes so that it handles about `target` elements.
+fn rows_per_instance(len: &Dim, target: i64) -> Dim {
+    match len.as_const() {
+        Some(n) => Dim::from((target / n.max(1)).max(1)),
+        None => Dim::from(target).floordiv(&len.max(&Dim::from(1))).max(&Dim::from(1)),
+    }
+}
+
+/// The element that changes nothing, and for arg-combiners the value that loses to every other.
+fn identity(combiner: Combiner, dtype: DType) -> Num {
+    let float = dtype.is_float();
+    match combiner {
+        Combiner::Add | Combiner::Or | Combiner::Xor | Combiner::Replace => {
+            if float {
+                Num::Float(0.0)
+            } else {
+                Num::Int(0)
+            }
+        }
+        Combiner::Mul => {
+            if float {
+                Num::Float(1.0)
+            } else {
+                Num::Int(1)
+            }
+        }
+        Combiner::And => {
+            if dtype.is_bool() {
+                Num::Int(1)
+            } else if dtype.is_signed() {
+                Num::Int(-1)
+            } else {
+                dtype.max_value()
+            }
+        }
+        Combiner::Max | Combiner::ArgMax | Combiner::ArgMaxLast => {
+            if dtype.is_bool() {
+                Num::Int(0)
+            } else if float {
+                lowest(dtype)
+            } else {
+                dtype.min_value()
+            }
+        }
+        Combiner::Min | Combiner::ArgMin | Combiner::ArgMinLast => {
+            if dtype.is_bool() {
+                Num::Int(1)
+            } else if float {
+                match lowest(dtype) {
+                    Num::Float(x) => Num::Float(-x),
+                    n => n,
+                }
+            } else {
+                dtype.max_value()
+            }
+        }
+    }
+}
+
+fn lowest(dtype: DType) -> Num {
+    if matches!(dtype, DType::F16 | DType::BF16 | DType::F32 | DType::F64 | DType::F8E5M2) {
+        Num::Float(f64::NEG_INFINITY)
+    } else {
+        dtype.min_value()
+    }
+}
+
+/// Combines two pairs or elements of the same shape; the second is the newer (for arg-combiners: of higher index, or
+/// anywhere where `ordered` is false).
+fn combine(e: &mut Emitter<'_>, combiner: Combiner, old: &[Val], new: &[Val]) -> Result<Vec<Val>, Error> {
+    use tongtu_tensor::scalar::{Binary, Compare, Unary};
+    if let Some(op) = combiner.binary() {
+        return Ok(vec![e.b.binary(op, old[0], new[0])?]);
+    }
+    if combiner == Combiner::Replace {
+        return Ok(new.to_vec());
+    }
+    let compare = match combiner {
+        Combiner::ArgMax => Compare::Gt,
+        Combiner::ArgMaxLast => Compare::Ge,
+        Combiner::ArgMin => Compare::Lt,
+        _ => Compare::Le,
+    };
+    let mut wins = e.b.compare(compare, new[0], old[0])?;
+    if e.b.dtype(new[0]).is_float() {
+        let nan = e.b.unary(Unary::IsNan, new[0])?;
+        let old_nan = e.b.unary(Unary::IsNan, old[0])?;
+        let fresh = match combiner {
+            Combiner::ArgMax | Combiner::ArgMin => {
+                let not = e.b.unary(Unary::Not, old_nan)?;
+                e.b.binary(Binary::And, nan, not)?
+            }
+            _ => nan,
+        };
+        wins = e.b.binary(Binary::Or, wins, fresh)?;
+    }
+    Ok(vec![e.b.select(wins, new[0], old[0])?, e.b.select(wins, new[1], old[1])?])
+}
+
+/// The type that elements of a type are combined in.
+fn accumulator(combiner: Combiner, dtype: DType) -> DType {
+    if dtype.is_float() && dtype != DType::F64 && matches!(combiner, Combiner::Add | Combiner::Mul) {
+        DType::F32
+    } else {
+        dtype
+    }
+}
