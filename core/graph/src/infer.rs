@@ -537,7 +537,11 @@ fn check_operands(c: &Ctx<'_>, region: &Graph, first: usize) -> Result<(), Graph
             _ => false,
         };
         if !same {
-            return Err(c.ty(format!("operand {} is {have:?}, the region takes {:?}", i + first, region.ty(v))));
+            return Err(c.ty(format!(
+                "operand {} is {have:?}, the region takes {:?}",
+                i + first,
+                region.ty(v)
+            )));
         }
     }
     Ok(())

@@ -260,6 +260,12 @@ fn special_change(op: Binary, (x, ex): (f64, f64), (y, ey): (f64, f64)) -> f64 {
     }
 }
 
+/// The greatest change of the greater of two numbers.
+fn greater_change((x, ex): (f64, f64), (y, ey): (f64, f64)) -> f64 {
+    let here = x.max(y);
+    (here - (x - ex).max(y - ey)).max((x + ex).max(y + ey) - here)
+}
+
 fn real_change2(op: Binary, (x, ex): (f64, f64), (y, ey): (f64, f64)) -> f64 {
     if !x.is_finite() || !y.is_finite() {
         return special_change(op, (x, ex), (y, ey));
@@ -269,7 +275,8 @@ fn real_change2(op: Binary, (x, ex): (f64, f64), (y, ey): (f64, f64)) -> f64 {
         Binary::Mul => x.abs() * ey + y.abs() * ex + ex * ey,
         Binary::Div if y.abs() > ey => corners((x, ex), (y, ey), |x, y| x / y),
         Binary::Div => f64::INFINITY,
-        Binary::Max | Binary::Min | Binary::MaxNum | Binary::MinNum => ex.max(ey),
+        Binary::Max | Binary::MaxNum => greater_change((x, ex), (y, ey)),
+        Binary::Min | Binary::MinNum => greater_change((-x, ex), (-y, ey)),
         Binary::Rem | Binary::Mod => remainder_change(op, (x, ex), (y, ey)),
         Binary::CopySign if y.abs() > ey || ey == 0.0 => ex,
         Binary::CopySign => 2.0 * x.abs() + ex,
