@@ -31,7 +31,16 @@ impl Emit<'_> {
         match (from.is_float(), to.is_float()) {
             (true, _) if from.bits() < 32 => {
                 let wide = self.decode(x)?;
-                Some(if to == DType::F32 { wide } else { self.op(Op::Cast { to, mode }, &[wide]) })
+                if to != DType::F32 {
+                    return Some(self.op(Op::Cast { to, mode }, &[wide]));
+                }
+                let infinite = from.float_format().is_some_and(|f| f.has_inf);
+                if mode.overflow == Overflow::Format || !infinite {
+                    return Some(wide);
+                }
+                let (lo, hi) = (self.k(to, f32::MIN.into()), self.k(to, f32::MAX.into()));
+                let r = self.bin(Binary::Max, wide, lo);
+                Some(self.bin(Binary::Min, r, hi))
             }
             (true, true) if to.bits() < 32 => self.encode(x, to, mode),
             (true, false) => self.float_to_int(x, to, mode),
@@ -110,10 +119,10 @@ impl Emit<'_> {
         let span = if wide { 64 } else { 32 };
         // t modulo 2^span; every step is exact.
         let q = self.mul_k(t, 2f64.powi(-span));
-        let q = self.un(Unary::Floor, q);
+        let q = self.un(Unary::RoundEven, q);
         let whole = self.mul_k(q, 2f64.powi(span));
         let r = self.sub(t, whole);
-        // In [0, 2^span): the upper half becomes negative.
+        // At most half the span; exactly half is the least value.
         let upper = self.cmp_k(Compare::Ge, r, 2f64.powi(span - 1));
         let less = self.add_k(r, -(2f64.powi(span)));
         let r = self.sel(upper, less, r);
@@ -305,7 +314,10 @@ impl Emit<'_> {
             let c = self.sel(lower, minus, c);
             return self.sel(subnormal, c, code);
         }
-        let minus = self.i(self.dtype(a), -1);
-        self.bin(Binary::Max, code, minus)
+        // From half the least value on, 2^-128, the least.
+        let (minus, zero) = (self.i(self.dtype(a), -1), self.i(self.dtype(a), 0));
+        let reaches = self.cmp_i(Compare::Ge, a, (bias - 128) << mantissa);
+        let least = self.bin(Binary::Max, code, zero);
+        self.sel(reaches, least, minus)
     }
 }

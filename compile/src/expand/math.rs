@@ -157,7 +157,9 @@ impl Emit<'_> {
                 let r = self.un(Log1p, u);
                 let (ln2, zero) = (self.k(d, std::f64::consts::LN_2), self.k(d, 0.0));
                 let more = self.sel(big, ln2, zero);
-                self.add(r, more)
+                let r = self.add(r, more);
+                let (inside, nan) = (self.cmp_k(Compare::Ge, x, 1.0), self.k(d, f64::NAN));
+                self.sel(inside, r, nan)
             }
             Atanh => {
                 let a = self.un(Abs, x);
@@ -325,13 +327,14 @@ impl Emit<'_> {
     /// where n is less than about half the least exponent.
     fn scale(&mut self, f: Format, p: Val, t: Val, low: Val) -> Val {
         let step: i128 = f.pick(64, 128);
-        let (pb, tb) = (self.bits(p, f.int), self.bits(t, f.int));
-        let n = self.shl(tb, f.mantissa);
-        let b = self.add(pb, n);
-        let (up, down) = (self.i(f.int, step << f.mantissa), self.i(f.int, -1 << f.mantissa));
+        let b = self.bits(t, f.int);
+        let n = self.shl(b, f.mantissa);
+        let (up, down) =
+            (self.i(f.int, (f.bias + step) << f.mantissa), self.i(f.int, (f.bias - 1) << f.mantissa));
         let shift = self.sel(low, up, down);
-        let b = self.add(b, shift);
-        let y = self.bits(b, f.d);
+        let b = self.add(n, shift);
+        let power = self.bits(b, f.d);
+        let y = self.mul(p, power);
         let (small, two) = (self.k(f.d, 2f64.powi(-step as i32)), self.k(f.d, 2.0));
         let back = self.sel(low, small, two);
         self.mul(y, back)
@@ -350,10 +353,8 @@ impl Emit<'_> {
             let c = self.clamp(x, f.pick(-87.3, -708.3), f.pick(88.3, 709.0));
             let (tail, t) = self.exp_reduced(f, c, true);
             let p = self.add_k(tail, 1.0);
-            let (pb, tb) = (self.bits(p, f.int), self.bits(t, f.int));
-            let n = self.shl(tb, f.mantissa);
-            let b = self.add(pb, n);
-            let y = self.bits(b, f.d);
+            let power = self.power_of_two(f, t, 0);
+            let y = self.mul(p, power);
             let (low, zero) = (self.cmp_k(Compare::Lt, x, f.pick(-87.3, -708.3)), self.k(f.d, 0.0));
             let (high, inf) =
                 (self.cmp_k(Compare::Gt, x, f.pick(88.72284, 709.79)), self.k(f.d, f64::INFINITY));
@@ -489,6 +490,8 @@ impl Emit<'_> {
         let (e, r, shifted) = self.log_reduced(f, u, false);
         let one = self.i(f.int, f.bias << f.mantissa);
         let scale = self.sub(one, shifted);
+        let none = self.i(f.int, 0);
+        let scale = self.bin(Binary::Max, scale, none);
         let scale = self.bits(scale, f.d);
         let c = self.mul(c, scale);
         let r = self.add(r, c);

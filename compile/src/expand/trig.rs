@@ -41,6 +41,10 @@ impl Emit<'_> {
             let rest = self.fma(y, half, rest);
             cosine = self.add(rest, one);
         }
+        // sin x is x near zero, where the sum would lose the sign of a zero.
+        let magnitude = self.un(Unary::Abs, x);
+        let tiny = self.cmp_k(Compare::Lt, magnitude, f.pick(1e-5, 1e-9));
+        let sine = if op == Unary::Cos { sine } else { self.sel(tiny, x, sine) };
         let n = if op == Unary::Cos { self.add_i(n, 1) } else { n };
         let odd = self.and_i(n, 1);
         let odd = self.cmp_i(Compare::Ne, odd, 0);
