@@ -28,6 +28,7 @@ from torch import nn
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "scripts"))
 import onnxdata
+import zoo
 
 VERSION = 1
 """Raised when a model or its data sets change; part of every stamp."""
@@ -394,7 +395,7 @@ WRITERS = {"": write_dynamo, "-ts": write_torchscript}
 def export(name, suffix, folder):
     """Export one model into an empty folder."""
     torch.manual_seed(0)
-    plan = MODELS[name]()
+    plan = MODELS[name]() if name in MODELS else zoo.MODELS[name](Export, calibrate)
     arguments = tuple(torch.from_numpy(plan.cases[0][key]) for key in plan.inputs)
     WRITERS[suffix](plan, arguments, folder / "model.onnx")
     runner = onnxdata.session(folder / "model.onnx", 2)
@@ -417,9 +418,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="models to export (default: all)")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
+    parser.add_argument("--zoo", action="store_true", help="export the models of bench/zoo.py in place of the others")
     parser.add_argument("--force", action="store_true", help="export again what is already there")
     arguments = parser.parse_args()
-    choices = {name + suffix: (name, suffix) for suffix in WRITERS for name in MODELS}
+    choices = {name + suffix: (name, suffix) for suffix in WRITERS for name in [*MODELS, *zoo.MODELS]}
     if arguments.list:
         print("\n".join(choices))
         return 0
@@ -434,7 +436,7 @@ def main():
     failed = []
     with open(models / ".export.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for name in arguments.names or choices:
+        for name in arguments.names or [name for name in choices if (choices[name][0] in zoo.MODELS) == arguments.zoo]:
             stamp = f"{onnxdata.FORMAT}.{VERSION} torch {torch.__version__} onnx {onnx.__version__}"
             target = models / name
             if onnxdata.is_current(target, stamp) and not arguments.force:
