@@ -15,6 +15,7 @@ mod control;
 mod index;
 mod math;
 mod nn;
+mod reduce;
 mod shape;
 
 /// Lowers one node: gives its results, in order (results that are never used may be left out at the end).
@@ -63,6 +64,7 @@ const FAMILIES: &[&[Entry]] = &[
     index::OPS,
     math::OPS,
     nn::OPS,
+    reduce::OPS,
     shape::OPS,
 ];
 
