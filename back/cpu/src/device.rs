@@ -331,4 +331,8 @@ impl Device for CpuDevice {
         }
         inner.error.clone().map_or(Ok(()), Err)
     }
+
+    fn host_memory(&self) -> bool {
+        true
+    }
 }

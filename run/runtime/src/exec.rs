@@ -201,7 +201,7 @@ impl Run<'_> {
                     let bytes = t.bytes();
                     let shared = match &bytes {
                         Cow::Borrowed(b) => {
-                            let aligned = b.as_ptr().addr() % ALIGN == 0;
+                            let aligned = b.as_ptr().addr().is_multiple_of(ALIGN);
                             aligned && inner.program.state[i].is_none() && self.device(device).host_memory()
                         }
                         Cow::Owned(_) => false,

@@ -396,11 +396,14 @@ fn bound_by_steps(block: &Block, out: &mut BTreeSet<Sym>) {
     }
 }
 
-/// How the inputs' dims bind symbols: bare symbols first, then those that affine dims decide.
-fn input_dims(plan: &Plan) -> (Vec<(usize, usize, Sym)>, Vec<(usize, usize)>) {
+/// An input and one of its dims.
+type InputDim = (usize, usize);
+
+/// How the inputs' dims bind symbols: bare symbols first, then those that affine dims decide. And the dims left over.
+fn input_dims(plan: &Plan) -> (Vec<(usize, usize, Sym)>, Vec<InputDim>) {
     let mut solve = Vec::new();
     let mut known = BTreeSet::new();
-    let mut rest: Vec<(usize, usize)> = Vec::new();
+    let mut rest: Vec<InputDim> = Vec::new();
     for (i, port) in plan.inputs.iter().enumerate() {
         for (axis, dim) in plan.dims(port.value).iter().enumerate() {
             match dim.as_sym() {

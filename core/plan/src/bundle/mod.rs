@@ -139,8 +139,11 @@ fn hex(sum: impl AsRef<[u8]>) -> String {
     sum.as_ref().iter().map(|b| format!("{b:02x}")).collect()
 }
 
+/// Attributes of a host step.
+type Attributes = Vec<(String, tongtu_graph::AttrValue)>;
+
 /// Calls `f` with the attributes of every host step.
-fn visit_host(block: &mut Block, f: &mut dyn FnMut(&mut Vec<(String, tongtu_graph::AttrValue)>)) {
+fn visit_host(block: &mut Block, f: &mut dyn FnMut(&mut Attributes)) {
     for step in &mut block.steps {
         match &mut step.kind {
             StepKind::Host { attributes, .. } => f(attributes),

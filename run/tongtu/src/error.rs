@@ -1,0 +1,162 @@
+//! Errors as a user meets them.
+
+use std::path::PathBuf;
+
+use tongtu_chip::Error as ChipError;
+use tongtu_graph::GraphError;
+use tongtu_onnx::OnnxError;
+use tongtu_plan::{BundleError, CompileError, PlanError};
+use tongtu_runtime::{DeviceTensorError, RuntimeError};
+use tongtu_tensor::TensorError;
+
+/// Anything that can go wrong, with a stable code ([`Error::code`]) and, where there is one, advice ([`Error::hint`]).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A model file.
+    #[error(transparent)]
+    Onnx(#[from] OnnxError),
+    /// A graph, or its evaluation by the interpreter.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+    /// Compilation.
+    #[error(transparent)]
+    Compile(#[from] tongtu_compile::Error),
+    /// A back end.
+    #[error(transparent)]
+    Backend(#[from] CompileError),
+    /// A plan.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A bundle.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// A run.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// A device tensor.
+    #[error(transparent)]
+    DeviceTensor(#[from] DeviceTensorError),
+    /// A chip description.
+    #[error(transparent)]
+    Chip(#[from] ChipError),
+    /// The CPU device.
+    #[error(transparent)]
+    Cpu(#[from] tongtu_cpu::Error),
+    /// A host tensor.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    /// A file.
+    #[error("[A001] {path}: {error}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        error: std::io::Error,
+    },
+    /// A name that is no input of the model.
+    #[error("[A002] the model has no input '{name}'; its inputs are {inputs}")]
+    UnknownInput {
+        /// The name given.
+        name: String,
+        /// The names there are.
+        inputs: String,
+    },
+    /// An input without a value.
+    #[error("[A003] no value for input '{name}': {ty}")]
+    MissingInput {
+        /// Its name.
+        name: String,
+        /// Its type.
+        ty: String,
+    },
+    /// An input given twice.
+    #[error("[A004] input '{0}' is given twice")]
+    DoubleInput(String),
+    /// A bundle compiled for another chip.
+    #[error("[A005] the bundle was compiled for '{chip}', which this machine is not: {detail}")]
+    OtherChip {
+        /// The bundle's chip.
+        chip: String,
+        /// What is missing.
+        detail: String,
+    },
+    /// This build has no compiler for the chip.
+    #[error("[A006] this build cannot compile for {0}")]
+    NoCompiler(String),
+    /// An output that is not there.
+    #[error("[A007] the model has no output '{name}'; its outputs are {outputs}")]
+    UnknownOutput {
+        /// The name asked for.
+        name: String,
+        /// The names there are.
+        outputs: String,
+    },
+    /// A value that is no tensor of numbers where one is wanted.
+    #[error("[A008] '{0}' is not a tensor of numbers")]
+    NotATensor(String),
+}
+
+impl Error {
+    /// An I/O error of a file.
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
+        let path = path.into();
+        move |error| Error::Io { path, error }
+    }
+
+    /// The stable code: a letter and three digits; empty for errors of the system.
+    pub fn code(&self) -> String {
+        code_of(&self.to_string()).to_string()
+    }
+
+    /// What to do, where that can be said.
+    pub fn hint(&self) -> Option<&'static str> {
+        Some(match self {
+            Error::Onnx(OnnxError::Unsupported(_)) => {
+                "`tongtu inspect MODEL` lists all operators of the model and which of them are supported"
+            }
+            Error::Onnx(OnnxError::Malformed { .. }) => "is the file complete, and is it an ONNX file?",
+            Error::Onnx(OnnxError::External { .. }) => "keep the model's data files in the model's folder",
+            Error::Runtime(RuntimeError::InputDim { .. } | RuntimeError::Guard { .. }) => {
+                "`tongtu inspect MODEL` shows the dims of the inputs; `--dim NAME=SIZE` sets one"
+            }
+            Error::MissingInput { .. } => {
+                "give it with `--input NAME=FILE`, or random numbers with `--input NAME=random:SHAPE`"
+            }
+            Error::Bundle(BundleError::Version { .. } | BundleError::Checksum { .. } | BundleError::Truncated { .. }) => {
+                "make the bundle again with `tongtu compile MODEL -o FILE`"
+            }
+            Error::OtherChip { .. } => "compile the model again on, or for, this machine",
+            Error::NoCompiler(_) => "build with the feature `llvm`; `scripts/setup` installs LLVM 22",
+            Error::Chip(_) => "`tongtu chips` lists the chips",
+            _ => return None,
+        })
+    }
+}
+
+/// The code at the start of a message: `[X001] …` or `X001: …`.
+pub fn code_of(message: &str) -> &str {
+    let text = message.strip_prefix('[').unwrap_or(message);
+    let is_code = |c: &str| {
+        let mut chars = c.chars();
+        chars.next().is_some_and(|c| c.is_ascii_uppercase()) && chars.all(|c| c.is_ascii_digit())
+    };
+    match text.get(..4) {
+        Some(code) if is_code(code) => code,
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_found() {
+        assert_eq!(Error::DoubleInput("x".into()).code(), "A004");
+        assert_eq!(Error::from(OnnxError::Invalid("x".into())).code(), "O004");
+        assert_eq!(Error::from(PlanError { place: "x".into(), detail: "y".into() }).code(), "P001");
+        assert_eq!(code_of("no code"), "");
+        assert_eq!(code_of("é"), "");
+    }
+}

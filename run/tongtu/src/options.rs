@@ -1,0 +1,81 @@
+//! How to compile and run.
+
+use tongtu_chip::Chip;
+
+use crate::cache::Cache;
+use crate::error::Error;
+
+/// How to compile and run a model: the chip, threads, caches.
+///
+/// ```
+/// use tongtu::Options;
+/// let quiet = Options::host().threads(1).without_cache();
+/// # assert_eq!(quiet.chip().unwrap().name, "host");
+/// ```
+#[derive(Clone, Debug)]
+pub struct Options {
+    chip: Option<Chip>,
+    pub(crate) threads: usize,
+    kernels: Option<Cache>,
+    models: Option<Cache>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options::host()
+    }
+}
+
+impl Options {
+    /// For this machine, with all its threads, keeping compiled kernels in the user's cache.
+    pub fn host() -> Options {
+        Options { chip: None, threads: 0, kernels: Cache::kernels(), models: None }
+    }
+
+    /// For another chip.
+    pub fn for_chip(chip: Chip) -> Options {
+        Options { chip: Some(chip), ..Options::host() }
+    }
+
+    /// Threads that run kernels; 0 for as many as the machine has.
+    pub fn threads(mut self, threads: usize) -> Options {
+        self.threads = threads;
+        self
+    }
+
+    /// Keeps compiled kernels in the given cache.
+    pub fn kernel_cache(mut self, cache: Cache) -> Options {
+        self.kernels = Some(cache);
+        self
+    }
+
+    /// Keeps whole compiled models, with their weights, in the given cache: the next start maps them.
+    pub fn with_model_cache(mut self, cache: Cache) -> Options {
+        self.models = Some(cache);
+        self
+    }
+
+    /// Compiles everything anew and keeps nothing.
+    pub fn without_cache(mut self) -> Options {
+        (self.kernels, self.models) = (None, None);
+        self
+    }
+
+    /// The chip compiled for.
+    pub fn chip(&self) -> Result<Chip, Error> {
+        match &self.chip {
+            Some(chip) => Ok(chip.clone()),
+            None => Ok(Chip::host()?),
+        }
+    }
+
+    /// The cache of kernels, if any.
+    pub fn kernels(&self) -> Option<&Cache> {
+        self.kernels.as_ref()
+    }
+
+    /// The cache of whole models, if any.
+    pub fn model_cache(&self) -> Option<&Cache> {
+        self.models.as_ref()
+    }
+}

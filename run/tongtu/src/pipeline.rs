@@ -1,0 +1,38 @@
+//! From a module to a plan: the compiler with the back end and caches that the options choose.
+
+use tongtu_chip::Kind;
+use tongtu_graph::Module;
+use tongtu_plan::Plan;
+
+use crate::error::Error;
+use crate::options::Options;
+
+/// Changes with every source that decides a compiled kernel.
+pub const KERNELS_VERSION: &str = env!("TONGTU_KERNELS");
+
+/// Changes with every source that decides a compiled model.
+pub const MODELS_VERSION: &str = env!("TONGTU_MODELS");
+
+/// Compiles a module for the options' chip.
+pub fn compile(module: &Module, options: &Options) -> Result<Plan, Error> {
+    let chip = options.chip()?;
+    match chip.kind {
+        #[cfg(any(feature = "llvm", feature = "llvm-static"))]
+        Kind::Cpu => {
+            let compiler = tongtu_cpu::CpuCompiler::default();
+            let settings = tongtu_compile::Options::default();
+            let plan = match options.kernels() {
+                Some(cache) => {
+                    let cached = crate::cache::Cached::new(compiler, cache.clone(), KERNELS_VERSION);
+                    tongtu_compile::compile(module.clone(), &cached, &chip, &settings)
+                }
+                None => tongtu_compile::compile(module.clone(), &compiler, &chip, &settings),
+            };
+            Ok(plan?)
+        }
+        _ => {
+            let _ = module;
+            Err(Error::NoCompiler(chip.name))
+        }
+    }
+}

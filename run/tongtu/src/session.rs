@@ -1,0 +1,194 @@
+//! Compiled models, ready to run.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tongtu_cpu::CpuDevice;
+use tongtu_graph::Module;
+use tongtu_plan::bundle::{self, Info};
+use tongtu_plan::{Device, Plan};
+use tongtu_runtime::{Context, MemoryReport, Profile, Value, VerifyOptions, VerifyReport};
+use tongtu_tensor::Tensor;
+
+use crate::error::Error;
+use crate::inspect::type_text;
+use crate::options::Options;
+use crate::pipeline;
+
+/// A compiled model on its device. It may be used from several threads at a time.
+pub struct Session {
+    session: tongtu_runtime::Session,
+    device: Arc<dyn Device>,
+    options: Options,
+    info: Option<Info>,
+    /// Input types for errors.
+    types: Vec<String>,
+}
+
+/// Results by name, in the model's order.
+#[derive(Clone, Debug)]
+pub struct Outputs {
+    values: Vec<(String, Value)>,
+}
+
+/// Puts named values in the order of the inputs.
+pub(crate) fn by_name<V: Clone + Into<Value>>(
+    names: &[&str],
+    types: &[String],
+    inputs: &[(&str, V)],
+) -> Result<Vec<Value>, Error> {
+    for (i, (name, _)) in inputs.iter().enumerate() {
+        if !names.contains(name) {
+            return Err(Error::UnknownInput { name: name.to_string(), inputs: names.join(", ") });
+        }
+        if inputs[..i].iter().any(|(n, _)| n == name) {
+            return Err(Error::DoubleInput(name.to_string()));
+        }
+    }
+    let find = |(i, name): (usize, &&str)| match inputs.iter().find(|(n, _)| n == name) {
+        Some((_, v)) => Ok(v.clone().into()),
+        None => {
+            Err(Error::MissingInput { name: name.to_string(), ty: types.get(i).cloned().unwrap_or_default() })
+        }
+    };
+    names.iter().enumerate().map(find).collect()
+}
+
+impl Session {
+    /// Opens a bundle that [`Model::save`](crate::Model::save) or `tongtu compile` wrote. Weights are mapped, not read.
+    pub fn open(path: impl AsRef<Path>, options: &Options) -> Result<Session, Error> {
+        let bundle = bundle::open(path)?;
+        let mut session = Session::from_plan(bundle.plan, options)?;
+        session.info = Some(bundle.info);
+        Ok(session)
+    }
+
+    /// Loads a plan on the chip of the options.
+    pub fn from_plan(plan: Plan, options: &Options) -> Result<Session, Error> {
+        let device: Arc<dyn Device> = Arc::new(CpuDevice::new(options.threads)?);
+        let types = plan.inputs.iter().map(|p| type_text(&plan.values[p.value.index()].ty, &plan.symbols)).collect();
+        let session = tongtu_runtime::Session::new(plan, vec![device.clone()])?;
+        Ok(Session { session, device, options: options.clone(), info: None, types })
+    }
+
+    /// Runs the model on named inputs, in any order.
+    pub fn run<V: Clone + Into<Value>>(&self, inputs: &[(&str, V)]) -> Result<Outputs, Error> {
+        let values = self.ordered(inputs)?;
+        Ok(self.outputs(self.session.run(&values)?))
+    }
+
+    /// Named inputs in the model's order.
+    pub fn ordered<V: Clone + Into<Value>>(&self, inputs: &[(&str, V)]) -> Result<Vec<Value>, Error> {
+        by_name(&self.inputs(), &self.types, inputs)
+    }
+
+    fn outputs(&self, values: Vec<Value>) -> Outputs {
+        let names = self.session.plan().outputs.iter().map(|p| p.name.clone());
+        Outputs::new(names.zip(values).collect())
+    }
+
+    /// Runs the model and compares every kernel with the subgraph it implements, by the reference interpreter.
+    pub fn verify<V: Clone + Into<Value>>(
+        &self,
+        inputs: &[(&str, V)],
+        options: &VerifyOptions<'_>,
+    ) -> Result<(Outputs, VerifyReport), Error> {
+        let values = self.ordered(inputs)?;
+        let recompile = |m: &Module| pipeline::compile(m, &self.options).map_err(|e| e.to_string());
+        let mut options = options.clone();
+        if options.recompile.is_none() {
+            options.recompile = Some(&recompile);
+        }
+        let (outputs, report) = self.session.verify(&values, &options)?;
+        Ok((self.outputs(outputs), report))
+    }
+
+    /// Runs the model and measures each kernel.
+    pub fn profile<V: Clone + Into<Value>>(&self, inputs: &[(&str, V)]) -> Result<(Outputs, Profile), Error> {
+        let values = self.ordered(inputs)?;
+        let (outputs, profile) = self.session.profile(&values)?;
+        Ok((self.outputs(outputs), profile))
+    }
+
+    /// A context of its own for one thread, which runs without locks; inputs and outputs in the model's order.
+    pub fn context(&self) -> Context {
+        self.session.context()
+    }
+
+    /// Names of the inputs, in order.
+    pub fn inputs(&self) -> Vec<&str> {
+        self.plan().inputs.iter().map(|p| p.name.as_str()).collect()
+    }
+
+    /// Types of the inputs, in order, such as `f32[batch, 3]`.
+    pub fn input_types(&self) -> &[String] {
+        &self.types
+    }
+
+    /// Names of the outputs, in order.
+    pub fn output_names(&self) -> Vec<&str> {
+        self.plan().outputs.iter().map(|p| p.name.as_str()).collect()
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &Plan {
+        self.session.plan()
+    }
+
+    /// What the bundle says of itself, if it came from one.
+    pub fn info(&self) -> Option<&Info> {
+        self.info.as_ref()
+    }
+
+    /// The device, to keep tensors on.
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.device
+    }
+
+    /// Memory held.
+    pub fn memory(&self) -> MemoryReport {
+        self.session.memory()
+    }
+}
+
+impl Outputs {
+    pub(crate) fn new(values: Vec<(String, Value)>) -> Outputs {
+        Outputs { values }
+    }
+
+    /// The output of a name.
+    pub fn get(&self, name: &str) -> Option<&Value> {
+        self.values.iter().find(|(n, _)| n == name).map(|(_, v)| v)
+    }
+
+    /// The output of a name, as a tensor.
+    pub fn tensor(&self, name: &str) -> Result<Tensor, Error> {
+        let value = self.get(name).ok_or_else(|| Error::UnknownOutput {
+            name: name.to_string(),
+            outputs: self.values.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>().join(", "),
+        })?;
+        value.tensor()?.ok_or_else(|| Error::NotATensor(name.to_string()))
+    }
+
+    /// Every output in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.values.iter().map(|(n, v)| (n.as_str(), v))
+    }
+
+    /// The values alone.
+    pub fn into_values(self) -> Vec<Value> {
+        self.values.into_iter().map(|(_, v)| v).collect()
+    }
+}
+
+impl std::ops::Index<usize> for Outputs {
+    type Output = Value;
+
+    /// The output at a position.
+    ///
+    /// # Panics
+    /// If there are not that many, like indexing a slice.
+    fn index(&self, i: usize) -> &Value {
+        &self.values[i].1
+    }
+}
