@@ -19,6 +19,7 @@ pub mod graph;
 pub mod infer;
 mod inline;
 pub mod op;
+pub mod testing;
 pub mod text;
 pub mod verify;
 

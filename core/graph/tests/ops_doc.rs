@@ -53,7 +53,11 @@ fn page() -> String {
     table("Elementwise, two operands", Binary::ALL.iter().map(|o| (o.name(), o.class(), o.doc())).collect());
     table("Comparisons", Compare::ALL.iter().map(|o| (o.name(), o.class(), o.doc())).collect());
     let combiners: Vec<String> = Combiner::ALL.iter().map(|c| format!("`{}`", c.name())).collect();
-    let _ = writeln!(out, "\n## Combiners\n\nReduce, scan, scatter and window reduce combine by {}.", combiners.join(", "));
+    let _ = writeln!(
+        out,
+        "\n## Combiners\n\nReduce, scan, scatter and window reduce combine by {}.",
+        combiners.join(", ")
+    );
     out
 }
 
@@ -65,5 +69,8 @@ fn page_is_up_to_date() {
         std::fs::write(path, &want).expect("docs/src/ops.md is writable");
     }
     let have = std::fs::read_to_string(path).unwrap_or_default();
-    assert!(have == want, "docs/src/ops.md is stale; UPDATE=1 cargo test -p tongtu-graph --test ops_doc writes it");
+    assert!(
+        have == want,
+        "docs/src/ops.md is stale; UPDATE=1 cargo test -p tongtu-graph --test ops_doc writes it"
+    );
 }
