@@ -28,7 +28,7 @@ pub use dce::dce;
 pub use inline::inline;
 pub use stats::{Stats, stats};
 
-use tongtu_graph::{Graph, GraphError, Module};
+use tongtu_graph::{GraphError, Module};
 
 use rewrite::{Rule, sweep};
 
@@ -71,27 +71,20 @@ const LAYOUT: &[Rule] = &[
 /// # Errors
 /// Those of inference, for a graph that does not pass verification.
 pub fn prepare(module: Module, options: &Options) -> Result<Module, GraphError> {
-    let Module { mut symbols, graph } = module;
-    let mut graph = dce(&inline(&graph, &options.keep));
+    let mut module = Module { graph: dce(&inline(&module.graph, &options.keep)), symbols: module.symbols };
     let rounds: &[&[Rule]] = if options.channels_last { &[&[], SIMPLIFY, LAYOUT] } else { &[&[], SIMPLIFY] };
     for rules in rounds {
-        graph = fixpoint(graph, &mut symbols, options, rules)?;
-    }
-    Ok(Module { symbols, graph })
-}
-
-fn fixpoint(
-    mut graph: Graph,
-    symbols: &mut tongtu_tensor::dim::Symbols,
-    options: &Options,
-    rules: &'static [Rule],
-) -> Result<Graph, GraphError> {
-    for _ in 0..MAX_SWEEPS {
-        let (next, fired) = sweep(&graph, symbols, options, rules)?;
-        graph = dce(&next);
-        if fired == 0 {
-            break;
+        for _ in 0..MAX_SWEEPS {
+            let (next, fired) = sweep(&module.graph, &mut module.symbols, options, rules)?;
+            module.graph = dce(&next);
+            debug_assert_eq!(tongtu_graph::verify(&module), Ok(()), "a pass broke the graph");
+            if fired == 0 {
+                break;
+            }
         }
     }
-    Ok(graph)
+    Ok(module)
 }
+
+#[cfg(test)]
+mod tests;

@@ -220,10 +220,6 @@ impl Rewriter<'_> {
             _ => self.constant(v).filter(|t| t.len() == 1).map(|t| t.get_linear(0)),
         }
     }
-    /// Whether all elements are this number.
-    pub fn is_splat(&self, v: ValueId, value: f64) -> bool {
-        self.splat(v).is_some_and(|n| n.to_f64() == value)
-    }
     /// Whether a value is a constant or repeats one.
     pub fn is_const(&self, v: ValueId) -> bool {
         self.constant(v).is_some() || self.broadcast_of(v).is_some_and(|(x, _)| self.is_const(x))
