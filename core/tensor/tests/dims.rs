@@ -354,6 +354,16 @@ fn growth_is_limited() {
     }
     let nested = "(".repeat(100_000) + "n" + &")".repeat(100_000);
     assert!(Dim::parse(&nested, &mut Symbols::new()).is_err());
+    let many = |open: &str, separator: &str, close: &str| {
+        let items: Vec<String> = (0..20_000).map(|i| format!("n{i}")).collect();
+        Dim::parse(&format!("{open}{}{close}", items.join(separator)), &mut Symbols::new()).unwrap()
+    };
+    for dim in [many("", " + ", ""), many("", "*", ""), many("min(", ", ", ")")] {
+        assert_eq!(dim.eval(&|_| Some(1)), Err(DimError::TooComplex));
+    }
+    // A proof that has very many cases is given up.
+    let hard = (0..300).map(|i| Dim::sym(Sym(i)).min(&Dim::sym(Sym(i + 1)))).sum::<Dim>();
+    assert!(!Dim::from(1).provably_le(&hard, &Symbols::new()));
     assert!(Dim::parse(&("-".repeat(100_000) + "n"), &mut Symbols::new()).is_ok());
 }
 

@@ -11,6 +11,8 @@ const MAX_SIZE: u32 = 1000;
 const MAX_DEPTH: u32 = 50;
 /// Products of more terms than this stay products.
 const MAX_EXPANSION: usize = 64;
+/// Operands of min and max up to which they are compared with one another.
+const MAX_COMPARED: usize = 64;
 /// Highest power of one factor.
 const MAX_POWER: u32 = 64;
 
@@ -188,10 +190,22 @@ impl Dim {
         let mut hasher = DefaultHasher::new();
         terms.hash(&mut hasher);
         let hash = hasher.finish();
-        if size > MAX_SIZE || depth > MAX_DEPTH {
+        // What is too complex makes everything it is combined with so, that expressions do not keep growing.
+        let absorbs = |t: &Term| {
+            let alone = terms.len() == 1 && t.factors.len() == 1;
+            let opaque = |(a, _): &(Atom, u32)| matches!(a, Atom::TooComplex(_)) && !alone;
+            t.factors.iter().any(|f| opaque(f) || f.0.parts().any(Dim::is_too_complex))
+        };
+        if size > MAX_SIZE || depth > MAX_DEPTH || terms.iter().any(absorbs) {
             return Dim::atom(Atom::TooComplex(hash));
         }
         Dim(Arc::new(Node { hash, terms, size, depth }))
+    }
+
+    /// Whether the expression was dropped; a multiple or power of such a one is still kept.
+    fn is_too_complex(&self) -> bool {
+        let opaque = |t: &Term| t.factors.iter().any(|f| matches!(f.0, Atom::TooComplex(_)));
+        self.0.terms.iter().any(opaque)
     }
 
     pub(super) fn atom(atom: Atom) -> Dim {
@@ -337,10 +351,12 @@ fn extreme(items: Vec<Dim>, loses: impl Fn(i64) -> bool, make: impl Fn(Vec<Dim>)
     let mut kept: Vec<Dim> = Vec::new();
     for item in items {
         let beaten = |by: &Dim, other: &Dim| sub(other, by).as_const().is_some_and(&loses);
-        if kept.iter().any(|k| beaten(k, &item)) {
-            continue;
+        if kept.len() <= MAX_COMPARED {
+            if kept.iter().any(|k| beaten(k, &item)) {
+                continue;
+            }
+            kept.retain(|k| !beaten(&item, k));
         }
-        kept.retain(|k| !beaten(&item, k));
         kept.push(item);
     }
     kept.sort_by(order);

@@ -1,5 +1,7 @@
 //! What can be said of a dim's value: intervals and proofs.
 
+use std::cell::Cell;
+
 use super::{Atom, Dim, Symbols, Term, algebra};
 
 /// A range of integers; bounds of ±[`INFINITE`] and beyond mean none.
@@ -11,8 +13,9 @@ struct Interval {
 
 const INFINITE: i128 = 1 << 100;
 
-/// Splits of a proof into cases.
+/// Nesting of case distinctions in a proof, and cases looked at in all.
 const MAX_SPLITS: u32 = 6;
+const MAX_CASES: u32 = 200;
 
 const ANY: Interval = Interval { low: -INFINITE, high: INFINITE };
 
@@ -134,15 +137,13 @@ impl Dim {
     /// Whether both are always equal. False may also mean that no proof was found.
     pub fn provably_eq(&self, other: &Dim, symbols: &Symbols) -> bool {
         let difference = algebra::sub(self, other).without_mod();
-        difference == 0
-            || difference.non_negative(symbols, MAX_SPLITS) && (-difference).non_negative(symbols, MAX_SPLITS)
+        difference == 0 || difference.non_negative(symbols) && (-difference).non_negative(symbols)
     }
 
     /// Whether this is never above the other. False may also mean that no proof was found.
     pub fn provably_le(&self, other: &Dim, symbols: &Symbols) -> bool {
         let difference = algebra::sub(other, self);
-        difference.non_negative(symbols, MAX_SPLITS)
-            || difference.without_mod().non_negative(symbols, MAX_SPLITS)
+        difference.non_negative(symbols) || difference.without_mod().non_negative(symbols)
     }
 
     /// Whether this is always a multiple of the other. False may also mean that no proof was found.
@@ -179,15 +180,23 @@ impl Dim {
     }
 
     /// Whether the value is proved not to be negative.
-    fn non_negative(&self, symbols: &Symbols, splits: u32) -> bool {
+    fn non_negative(&self, symbols: &Symbols) -> bool {
+        self.search(symbols, MAX_SPLITS, &Cell::new(MAX_CASES))
+    }
+
+    /// [`non_negative`](Dim::non_negative) with so many more splits and cases.
+    fn search(&self, symbols: &Symbols, splits: u32, cases: &Cell<u32>) -> bool {
         if self.interval(symbols).low >= 0 {
             return true;
         }
-        let Some(splits) = splits.checked_sub(1) else { return false };
+        let (Some(splits), Some(left)) = (splits.checked_sub(1), cases.get().checked_sub(1)) else {
+            return false;
+        };
+        cases.set(left);
         self.0.terms.iter().any(|term| {
-            let [(atom, 1)] = term.factors.as_slice() else { return false };
+            let ([(atom, 1)], 1..) = (term.factors.as_slice(), cases.get()) else { return false };
             let rest = self - Dim::build(vec![term.clone()]);
-            let with = |value: &Dim| (&rest + value * term.coef).non_negative(symbols, splits);
+            let with = |value: &Dim| (&rest + value * term.coef).search(symbols, splits, cases);
             match atom {
                 // A min is at most each of its operands, and equal to one of them.
                 Atom::Min(items) if term.coef < 0 => items.iter().any(with),
@@ -197,7 +206,7 @@ impl Dim {
                 Atom::FloorDiv(a, c) => {
                     let Some(c) = c.as_const().filter(|&c| c > 0) else { return false };
                     let scaled = if term.coef < 0 { a.clone() } else { a - (c - 1) };
-                    (rest * c + scaled * term.coef).non_negative(symbols, splits)
+                    (rest * c + scaled * term.coef).search(symbols, splits, cases)
                 }
                 _ => false,
             }
