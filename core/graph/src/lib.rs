@@ -7,7 +7,7 @@
 //! recognise the name.
 //!
 //! This crate knows no front end, no kernel and no chip. It promises: one table declares every operation
-//! ([`op`]); the text form round-trips ([`text`]); [`verify`] accepts exactly what the evaluator and the compiler
+//! ([`op`]); the text form round-trips ([`text`]); [`verify()`] accepts exactly what the evaluator and the compiler
 //! may take; [`eval`] is the oracle that everything else is compared with.
 #![forbid(unsafe_code)]
 

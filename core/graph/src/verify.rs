@@ -179,11 +179,9 @@ impl Verifier<'_> {
             dims.iter().for_each(|d| self.check_dim(op, loc, d));
         }
         match &node.op {
-            Op::Bind { sym } => {
-                if self.symbols.get(*sym).is_some() && !self.bound.insert(*sym) {
-                    let name = self.symbols.name(*sym).unwrap_or_default().to_string();
-                    self.structure(op, loc, format!("symbol '{name}' is bound already"));
-                }
+            Op::Bind { sym } if !self.bound.insert(*sym) => {
+                let name = self.symbols.name(*sym).unwrap_or_default().to_string();
+                self.structure(op, loc, format!("symbol '{name}' is bound already"));
             }
             Op::If { then_branch, else_branch, .. } => {
                 for g in [then_branch, else_branch] {

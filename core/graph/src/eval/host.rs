@@ -18,12 +18,12 @@
 //! | `sequence_construct` (x…) | a sequence |
 //! | `sequence_empty` () | an empty one |
 //! | `sequence_at` (s, i) | an element; negative positions count from the end |
-//! | `sequence_insert` (s, x [, i]) | with an element put before position `i`, or at the end |
-//! | `sequence_erase` (s [, i]) | without element `i`, or the last |
+//! | `sequence_insert` (s, x, maybe i) | with an element put before position `i`, or at the end |
+//! | `sequence_erase` (s, maybe i) | without element `i`, or the last |
 //! | `sequence_length` (s) | `i64` scalar |
-//! | `sequence_from_split` (x [, split]) {`axis`: int, `keep`: bool} | parts of a tensor along a dim: of the given length or lengths, by default 1, then without the dim unless kept |
+//! | `sequence_from_split` (x, maybe split) {`axis`: int, `keep`: bool} | parts of a tensor along a dim: of the given length or lengths, by default 1, then without the dim unless kept |
 //! | `sequence_concat` (s) {`axis`: int, `new_axis`: bool} | the elements joined along a dim, or stacked along a new one |
-//! | `optional_construct` ([x]) | an optional |
+//! | `optional_construct` (one or no x) | an optional |
 //! | `optional_has` (x) | bool scalar |
 //! | `optional_get` (x) | the element; of a value that is no optional, itself |
 
@@ -337,8 +337,10 @@ fn position(i: i64, len: usize, limit: usize) -> Result<usize> {
         .ok_or_else(|| HostError::Value(format!("position {i} in a sequence of {len}")))
 }
 
+type Pairs<'v> = Vec<(&'v str, &'v str)>;
+
 /// Two string operands broadcast to common dims, numpy's way.
-fn paired<'v>(x: &Inputs<'v>) -> Result<(Vec<usize>, Vec<(&'v str, &'v str)>)> {
+fn paired<'v>(x: &Inputs<'v>) -> Result<(Vec<usize>, Pairs<'v>)> {
     let ((sa, a), (sb, b)) = (x.strings(0)?, x.strings(1)?);
     let rank = sa.len().max(sb.len());
     let at = |s: &[usize], k: usize| (k + s.len()).checked_sub(rank).map_or(1, |i| s[i]);

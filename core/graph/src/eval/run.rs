@@ -60,6 +60,7 @@ impl<'a> Evaluator<'a> {
     /// # Errors
     /// As [`run`](fn@run).
     pub fn run(&mut self, graph: &Graph, inputs: &[HostValue]) -> Result<Vec<HostValue>, GraphError> {
+        check_ids(graph)?;
         bind_inputs(graph, inputs, &mut self.bindings, self.symbols)?;
         let mut values: Vec<Option<HostValue>> = vec![None; graph.values.len()];
         for (&v, x) in graph.inputs.iter().zip(inputs) {
@@ -199,6 +200,16 @@ impl<'a> Evaluator<'a> {
             }
         }
         Ok(out)
+    }
+}
+
+/// Refuses graphs that name values they do not have.
+pub(crate) fn check_ids(graph: &Graph) -> Result<(), GraphError> {
+    let of_nodes = graph.nodes.iter().flat_map(|n| n.inputs.iter().chain(&n.outputs));
+    match graph.inputs.iter().chain(&graph.outputs).chain(of_nodes).find(|v| v.index() >= graph.values.len())
+    {
+        Some(v) => Err(broken(format!("value {} is no value of the graph", v.0))),
+        None => Ok(()),
     }
 }
 

@@ -14,7 +14,7 @@ use crate::eval::elem::Elem;
 use crate::eval::element::{Operands, by_element, element};
 use crate::eval::host::{self, HostValue};
 use crate::eval::prepare::{Prepared, count, failed, prepare};
-use crate::eval::run::{bind_inputs, shape_of};
+use crate::eval::run::{bind_inputs, check_ids, shape_of};
 use crate::eval::whole::whole;
 use crate::graph::{Graph, Loc, Type, ValueId};
 use crate::inline::inline_composites;
@@ -203,6 +203,7 @@ impl<'g> Frame<'g> {
                 }
             })
             .collect::<Result<_, _>>()?;
+        check_ids(graph)?;
         bind_inputs(graph, &shapes, &mut bindings, symbols)?;
         let mut sources = vec![None; graph.values.len()];
         for (&v, s) in graph.inputs.iter().zip(inputs) {
@@ -361,19 +362,19 @@ impl<'g> Frame<'g> {
         let fail = |detail: String| failed(&node.op, &node.loc, detail);
         let operands: Vec<Source> =
             node.inputs.iter().map(|&v| self.materialise(v)).collect::<Result<_, _>>()?;
-        let condition = |s: &Source| {
-            s.get(0)
-                .certain_int(DType::Bool)
-                .map(|p| p != 0)
-                .ok_or_else(|| fail("the way taken depends on an inexact value".into()))
+        let condition = |values: &[Source]| {
+            let p = values.first().filter(|s| s.shape().is_some_and(|(_, d)| count(&d) == 1));
+            let p = p.ok_or_else(|| fail("no condition".into()))?.get(0);
+            let p = p.certain_int(DType::Bool).map(|p| p != 0);
+            p.ok_or_else(|| fail("the way taken depends on an inexact value".into()))
         };
         let results = match &node.op {
             Op::If { then_branch, else_branch, .. } => {
-                let branch = if condition(&operands[0])? { then_branch } else { else_branch };
+                let branch = if condition(&operands)? { then_branch } else { else_branch };
                 self.region(branch, operands[1..].to_vec())?
             }
             Op::While { body, results } => {
-                let mut more = condition(&operands[0])?;
+                let mut more = condition(&operands)?;
                 let mut carried = operands[1..].to_vec();
                 let mut turns = 0;
                 while more {
@@ -382,7 +383,7 @@ impl<'g> Frame<'g> {
                         return Err(fail(format!("did not end in {MAX_TURNS} turns")));
                     }
                     let out = self.region(body, carried.clone())?;
-                    more = condition(&out[0])?;
+                    more = condition(&out)?;
                     carried.iter_mut().zip(out.into_iter().skip(1)).for_each(|(old, new)| *old = new);
                 }
                 carried.truncate(results.len());
