@@ -3,6 +3,7 @@
 //! The elements of such a tensor are dim expressions. A node all of whose operands are known that way, and whose
 //! operator is one of those that sizes are computed with, adds nothing to the graph.
 
+use tongtu_graph::{Graph, Op};
 use tongtu_tensor::dim::{Dim, Symbols};
 use tongtu_tensor::{DType, Tensor};
 
@@ -26,7 +27,56 @@ pub(crate) fn node<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>, lower: Lower) -> R
     {
         return Ok(vec![v]);
     }
+    if let Some(v) = constant(cx, n, lower) {
+        return Ok(v);
+    }
     lower(cx, n)
+}
+
+/// Most elements of operands and results that are computed while lowering.
+const MAX_CONSTANT: usize = 4096;
+
+/// The results of a node whose operands are all small constants: lowered to a graph of its own, which the reference
+/// interpreter runs. `None` where that is not so or does not work out.
+fn constant<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>, lower: Lower) -> Option<Vec<Val>> {
+    if n.inputs.is_empty() || n.node.attribute.iter().any(|a| a.g.is_some() || !a.graphs.is_empty()) {
+        return None;
+    }
+    let mut inputs = Vec::new();
+    let mut total = 0;
+    for v in &n.inputs {
+        inputs.push(match v {
+            None => None,
+            Some(v) => {
+                let t = v.tensor()?.constant()?;
+                total += t.len();
+                Some(Val::constant(t.clone()))
+            }
+        });
+    }
+    if total > MAX_CONSTANT {
+        return None;
+    }
+    let mut graph = Graph::default();
+    let alone = NodeCtx { node: n.node, opset: n.opset, inputs, attrs: n.attrs.clone(), loc: n.loc.clone() };
+    let mut inner = cx.alone(&mut graph);
+    let results = lower(&mut inner, &alone).ok()?;
+    let ids = results.iter().map(|v| inner.id(v)).collect::<Result<Vec<_>>>().ok()?;
+    drop(inner);
+    let small = |dims: &[Dim]| {
+        let count = dims.iter().try_fold(1i64, |a, d| a.checked_mul(d.as_const()?));
+        count.is_some_and(|c| (0..=MAX_CONSTANT as i64).contains(&c))
+    };
+    // Whatever the graph computes on the way must be small too.
+    let fits = |v: &tongtu_graph::Value| v.ty.as_tensor().is_some_and(|(_, dims)| small(dims));
+    if !graph.values.iter().all(fits)
+        || graph.nodes.iter().any(|n| matches!(n.op, Op::RandomBits { .. } | Op::Bind { .. }))
+    {
+        return None;
+    }
+    graph.outputs = ids;
+    let out = tongtu_graph::eval::Evaluator::new(cx.b.symbols).run(&graph, &[]).ok()?;
+    out.into_iter().map(|v| v.into_tensor().map(Val::constant)).collect()
 }
 
 fn contents(v: &Val) -> Option<Contents> {

@@ -16,8 +16,8 @@ use crate::error::{Issue, OnnxError, Result};
 use crate::fold;
 use crate::ops::Registry;
 use crate::proto::{
-    AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetId, SparseTensorProto,
-    TypeProto,
+    AttributeProto, DimProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetId,
+    SparseTensorProto, TypeProto, ValueInfo,
 };
 use crate::val::{Known, OptionalVal, SequenceVal, StringsVal, TensorVal, Val};
 use crate::wire;
@@ -107,7 +107,9 @@ pub fn load_bytes(bytes: Vec<u8>, options: &Options) -> Result<Loaded> {
 pub fn input_names(path: impl AsRef<Path>) -> Result<Vec<String>> {
     let source = Source::open(path.as_ref())?;
     let model: ModelProto = wire::read(source.bytes.bytes())?;
-    let Some(graph) = model.graph.as_deref() else { return Err(OnnxError::Invalid("the file has no graph".into())) };
+    let Some(graph) = model.graph.as_deref() else {
+        return Err(OnnxError::Invalid("the file has no graph".into()));
+    };
     let constant: HashSet<&str> = graph.initializer.iter().map(|t| t.name.as_str()).collect();
     Ok(graph.input.iter().map(|i| i.name.clone()).filter(|n| !constant.contains(n.as_str())).collect())
 }
@@ -708,6 +710,7 @@ impl<'c, 'm> Ctx<'c, 'm> {
         begin: impl FnOnce(&mut Ctx<'_, 'm>, &[ValueId]) -> Result<Vec<Val>>,
         finish: impl FnOnce(&mut Ctx<'_, 'm>, &[ValueId], Vec<Val>) -> Result<Vec<ValueId>>,
     ) -> Result<(Arc<Graph>, Vec<ValueId>)> {
+        let inside = self.b.symbols.len();
         let mut graph = Graph { name: g.name.clone(), ..Graph::default() };
         let params: Vec<ValueId> = params.iter().map(|t| graph.add_input(t.clone(), None)).collect();
         let mut captured = Vec::new();
@@ -744,7 +747,7 @@ impl<'c, 'm> Ctx<'c, 'm> {
             if matches!(v, Val::Poison) {
                 return Err(OnnxError::Nodes(Vec::new()));
             }
-            results.push(v);
+            results.push(inner.declared(v, o, inside)?);
         }
         let outputs = finish(&mut inner, &params, results)?;
         graph.outputs = outputs;
@@ -803,6 +806,41 @@ impl<'c, 'm> Ctx<'c, 'm> {
             }
             Val::Poison => Val::Poison,
         })
+    }
+
+    /// The same state for a graph of its own, without values.
+    pub(crate) fn alone<'g>(&'g mut self, graph: &'g mut Graph) -> Ctx<'g, 'm> {
+        let mut inner = Ctx {
+            b: Builder::new(graph, self.b.symbols),
+            shared: self.shared,
+            scope: HashMap::new(),
+            opsets: self.opsets.clone(),
+            call: self.call.clone(),
+            path: self.path.clone(),
+            calls: Vec::new(),
+            absent: HashSet::new(),
+            bound: HashMap::new(),
+        };
+        inner.b.loc = self.b.loc.clone();
+        inner
+    }
+
+    /// A result of a region with what the model declares of its dims, where the dims only show inside the region.
+    fn declared(&mut self, v: Val, o: &ValueInfo, inside: usize) -> Result<Val> {
+        let shape = o.ty.as_ref().and_then(|t| t.tensor.as_ref()).and_then(|t| t.shape.as_ref());
+        let (Some(shape), Val::Tensor(t)) = (shape, &v) else { return Ok(v) };
+        let fresh = |d: &Dim| d.symbols().iter().any(|s| s.0 as usize >= inside);
+        if shape.dim.len() != t.dims.len() || !t.dims.iter().any(fresh) {
+            return Ok(v);
+        }
+        let pick = |(d, p): (&Dim, &DimProto)| match p.value {
+            Some(n) if n > 0 && fresh(d) => Dim::from(n),
+            _ => d.clone(),
+        };
+        let dims: Vec<Dim> = t.dims.iter().zip(&shape.dim).map(pick).collect();
+        let id = self.id(&v)?;
+        let id = self.b.reshape(id, &dims)?;
+        Ok(self.out(id))
     }
 
     /// A fresh symbol.

@@ -276,8 +276,9 @@ fn cast_mode(n: &NodeCtx<'_>, from: DType, to: DType) -> Result<CastMode> {
     let overflow = match to {
         DType::F4E2M1 => Overflow::Saturate,
         _ if narrow && n.flag("saturate", true)? => Overflow::Saturate,
-        // Conversions of floats beyond an integer's range are not defined; the least surprising result is the nearest.
-        _ if to.is_int() && from.is_float() => Overflow::Saturate,
+        // Conversions of floats beyond an integer's range are not defined. Narrow integers get the low bits of a wider one, as ONNX's
+        // own tests have it; for wide ones the least surprising result is the nearest.
+        _ if to.is_int() && to.bits() >= 32 && from.is_float() => Overflow::Saturate,
         _ => Overflow::Format,
     };
     let rounding = match (to, n.str("round_mode", "up")?) {
@@ -425,11 +426,8 @@ fn softmax<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
 
 fn dropout<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
     let training = match n.opset {
-        12.. => match (n.opt(2), n.const_scalar(2)) {
-            (None, _) => false,
-            (Some(_), Some(t)) => t != 0.0 && (!n.has(1) || n.const_scalar(1) != Some(0.0)),
-            (Some(_), None) => return Err(n.unsupported("training_mode is not a constant")),
-        },
+        12.. if !n.has(2) || n.const_scalar(2) == Some(0.0) => false,
+        12.. => return dropout_training(cx, n),
         7.. => false,
         _ => !n.flag("is_test", false)?,
     };
@@ -444,4 +442,42 @@ fn dropout<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
         out.push(cx.out(mask));
     }
     Ok(out)
+}
+
+/// Drops elements with the probability given, if it is told to train; random bits come from the seed, or else from the node's place.
+fn dropout_training<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
+    let x = cx.tensor(n, 0)?;
+    let (d, dims) = (cx.b.dtype(x), cx.b.dims(x));
+    let training = cx.tensor(n, 2)?;
+    let training = cx.b.reshape(training, &[])?;
+    let ratio = match cx.opt(n, 1)? {
+        Some(r) => {
+            let r = cx.b.reshape(r, &[])?;
+            cx.b.convert(r, DType::F64)?
+        }
+        None => cx.b.float(DType::F64, 0.5)?,
+    };
+    let place = n
+        .loc
+        .to_string()
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    let seed = n.opt_int("seed")?.unwrap_or(place as i64);
+    let key = cx.b.scalar(DType::U64, tongtu_tensor::Num::Int((seed as u64).into()))?;
+    let counter = cx.b.int(DType::U64, 0)?;
+    let bits = cx.b.one(tongtu_graph::Op::RandomBits { dims: dims.clone() }, &[key, counter])?;
+    let unit = cx.b.convert(bits, DType::F64)?;
+    let unit = cx.b.binary_const(Binary::Mul, unit, 2f64.powi(-32))?;
+    let kept = cx.b.compare(Compare::Ge, unit, ratio)?;
+    let not = cx.b.unary(Unary::Not, training)?;
+    let mask = cx.b.binary(Binary::Or, kept, not)?;
+    let one = cx.b.float(DType::F64, 1.0)?;
+    let left = cx.b.sub(one, ratio)?;
+    let scale = cx.b.recip(left)?;
+    let scale = cx.b.select(training, scale, one)?;
+    let scale = cx.b.convert(scale, d)?;
+    let scaled = cx.b.mul(x, scale)?;
+    let zero = cx.b.full(d, 0.0, &[])?;
+    let y = cx.b.select(mask, scaled, zero)?;
+    Ok(vec![cx.out(y), cx.out(mask)])
 }

@@ -29,12 +29,7 @@ pub const OPS: &[Entry] = &[
     op("Range", range),
     op("EyeLike", eye_like),
     op("DepthToSpace", depth_to_space),
-    op("SpaceToDepth", |cx, n| {
-        let x = cx.tensor(n, 0)?;
-        let block = n.int("blocksize", 0)?;
-        let y = cx.b.space_to_depth(x, block)?;
-        cx.one(y)
-    }),
+    op("SpaceToDepth", space_to_depth),
 ];
 
 fn constant<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
@@ -79,7 +74,8 @@ fn constant_of_shape<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Va
         None => Some(Tensor::scalar(DType::F32, 0.0.into())),
     };
     let value = value.filter(|v| v.len() == 1).ok_or_else(|| n.bad("value is no single number"))?;
-    if let Some(shape) = dims.iter().map(|d| d.as_const().and_then(|d| usize::try_from(d).ok())).collect::<Option<Vec<_>>>()
+    if let Some(shape) =
+        dims.iter().map(|d| d.as_const().and_then(|d| usize::try_from(d).ok())).collect::<Option<Vec<_>>>()
         && shape.iter().try_fold(1usize, |a, &d| a.checked_mul(d)).is_some_and(|l| l <= MAX_CONTENTS)
     {
         return Ok(vec![Val::constant(value.reshape(&[])?.broadcast_to(&shape)?.to_contiguous()?)]);
@@ -148,17 +144,28 @@ fn reshape_dims(n: &NodeCtx<'_>, have: &[Dim], wanted: &[Dim], keep_zero: bool) 
                     kept[i] = true;
                     h.clone()
                 }
-                None => return Err(n.bad(format!("dim {i} of the new shape is 0, but the operand has rank {}", have.len()))),
+                None => {
+                    return Err(n.bad(format!(
+                        "dim {i} of the new shape is 0, but the operand has rank {}",
+                        have.len()
+                    )));
+                }
             },
             Some(-1) if open.replace(i).is_none() => Dim::from(1),
-            Some(v) if v < 0 => return Err(n.bad(format!("the new shape {wanted:?} has more than one open dim"))),
+            Some(v) if v < 0 => {
+                return Err(n.bad(format!("the new shape {wanted:?} has more than one open dim")));
+            }
             _ => d.clone(),
         });
     }
     if let Some(at) = open {
         // Dims that are kept cancel, which also holds where they are zero.
         let rest = |d: &[Dim], skip: Option<usize>| -> Dim {
-            d.iter().enumerate().filter(|(i, _)| Some(*i) != skip && !kept.get(*i).copied().unwrap_or(false)).map(|(_, d)| d.clone()).product()
+            d.iter()
+                .enumerate()
+                .filter(|(i, _)| Some(*i) != skip && !kept.get(*i).copied().unwrap_or(false))
+                .map(|(_, d)| d.clone())
+                .product()
         };
         let (total, given) = (rest(have, None), rest(&dims, Some(at)));
         if given.as_const() == Some(0) {
@@ -178,7 +185,12 @@ fn reshape_dims(n: &NodeCtx<'_>, have: &[Dim], wanted: &[Dim], keep_zero: bool) 
 }
 
 /// The new shape is computed at run time.
-fn reshape_unknown<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>, have: &[Dim], keep_zero: bool) -> Result<Vec<Dim>> {
+fn reshape_unknown<'m>(
+    cx: &mut Ctx<'_, 'm>,
+    n: &NodeCtx<'m>,
+    have: &[Dim],
+    keep_zero: bool,
+) -> Result<Vec<Dim>> {
     let len = n.dims(1)?.first().and_then(Dim::as_const);
     let Some(len) = len.filter(|&l| (0..=64).contains(&l)) else {
         return Err(n.unsupported("the number of dims of the new shape is not known"));
@@ -241,7 +253,8 @@ fn squeeze<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
     if let Some(&a) = axes.iter().find(|&&a| dims[a].as_const().is_some_and(|d| d != 1)) {
         return Err(n.bad(format!("dim {a} is {:?}, not 1", dims[a])));
     }
-    let dims: Vec<Dim> = dims.into_iter().enumerate().filter(|(i, _)| !axes.contains(i)).map(|(_, d)| d).collect();
+    let dims: Vec<Dim> =
+        dims.into_iter().enumerate().filter(|(i, _)| !axes.contains(i)).map(|(_, d)| d).collect();
     let y = cx.b.reshape(x, &dims)?;
     cx.one(y)
 }
@@ -324,7 +337,12 @@ fn expand<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
 }
 
 /// Broadcasts both ways: dims of 1 in either give way.
-pub(crate) fn expand_to<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>, x: ValueId, want: &[Dim]) -> Result<ValueId> {
+pub(crate) fn expand_to<'m>(
+    cx: &mut Ctx<'_, 'm>,
+    n: &NodeCtx<'m>,
+    x: ValueId,
+    want: &[Dim],
+) -> Result<ValueId> {
     let have = cx.b.dims(x);
     let rank = have.len().max(want.len());
     let one = Dim::from(1);
@@ -379,7 +397,11 @@ fn range<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
             let step = step.as_const().unwrap_or(1);
             let span = if step > 0 { &limit - &start } else { &start - &limit };
             let len = span.ceildiv(&Dim::from(step.saturating_abs()));
-            if len.bounds(cx.b.symbols).0.is_some_and(|l| l >= 0) { len } else { Dim::max(&len, &Dim::from(0)) }
+            if len.bounds(cx.b.symbols).0.is_some_and(|l| l >= 0) {
+                len
+            } else {
+                Dim::max(&len, &Dim::from(0))
+            }
         }
         _ => match (n.const_scalar(0), n.const_scalar(1), n.const_scalar(2)) {
             (Some(start), Some(limit), Some(step)) if step != 0.0 => {
@@ -451,5 +473,27 @@ fn depth_to_space<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>>
     };
     let x = cx.tensor(n, 0)?;
     let y = cx.b.depth_to_space(x, n.int("blocksize", 0)?, order)?;
+    cx.one(y)
+}
+
+fn space_to_depth<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
+    let x = cx.tensor(n, 0)?;
+    let block = n.int("blocksize", 0)?;
+    let y = match n.str("mode", "DCR")? {
+        "DCR" => cx.b.space_to_depth(x, block)?,
+        "CRD" => {
+            let d = cx.b.dims(x);
+            if d.len() != 4 || !(1..1 << 20).contains(&block) {
+                return Err(n.bad("four dims and a positive block are wanted"));
+            }
+            let k = Dim::from(block);
+            let (h, w) = (d[2].floordiv(&k), d[3].floordiv(&k));
+            let split = [d[0].clone(), d[1].clone(), h.clone(), k.clone(), w.clone(), k.clone()];
+            let v = cx.b.reshape(x, &split)?;
+            let v = cx.b.permute(v, &[0, 1, 3, 5, 2, 4])?;
+            cx.b.reshape(v, &[d[0].clone(), &d[1] * (block * block), h, w])?
+        }
+        other => return Err(n.bad(format!("mode '{other}'"))),
+    };
     cx.one(y)
 }
