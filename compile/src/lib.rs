@@ -15,6 +15,7 @@ pub mod fuse;
 pub mod passes;
 pub mod plan;
 pub mod schedule;
+pub mod split;
 
 pub use error::Error;
 

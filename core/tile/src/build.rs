@@ -24,6 +24,8 @@ pub struct KernelBuilder {
     known: HashMap<i64, (usize, Val)>,
     /// Flags given to instructions added from here on.
     pub flags: Flags,
+    /// Origin given to instructions added from here on.
+    pub loc: Option<std::sync::Arc<str>>,
 }
 
 impl KernelBuilder {
@@ -35,6 +37,7 @@ impl KernelBuilder {
             ints: HashMap::new(),
             known: HashMap::new(),
             flags: Flags::default(),
+            loc: None,
         }
     }
 
@@ -81,7 +84,8 @@ impl KernelBuilder {
 
     fn push(&mut self, op: Op, operands: Vec<Val>, tys: Vec<Ty>, blocks: Vec<Block>) -> Vec<Val> {
         let results: Vec<Val> = tys.into_iter().map(|t| self.kernel.new_value(t)).collect();
-        let inst = Inst { op, operands, results: results.clone(), blocks, flags: self.flags, loc: None };
+        let inst =
+            Inst { op, operands, results: results.clone(), blocks, flags: self.flags, loc: self.loc.clone() };
         if let Some(b) = self.stack.last_mut() {
             b.insts.push(inst);
         }

@@ -587,8 +587,13 @@ impl<'a> Parser<'a> {
     }
 
     fn dtype(&mut self) -> Parsed<DType> {
-        let word = self.word("an element type")?;
-        word.parse().or_else(|_| self.fail(format!("no element type is called '{word}'")))
+        match self.peek() {
+            Token::Word(w) => match w.parse() {
+                Ok(d) => self.take().map(|_| d),
+                Err(_) => self.fail(format!("no element type is called '{w}'")),
+            },
+            other => self.expected("an element type", &other),
+        }
     }
 
     fn ty(&mut self) -> Parsed<Ty> {
