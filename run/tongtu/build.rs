@@ -33,7 +33,8 @@ fn fingerprint(folders: &[&str]) -> String {
 }
 
 fn main() {
-    const KERNELS: &[&str] = &["core/tensor/src", "core/tile/src", "core/chip/src", "core/plan/src", "back/cpu/src"];
+    const KERNELS: &[&str] =
+        &["core/tensor/src", "core/tile/src", "core/chip/src", "core/plan/src", "back/cpu/src"];
     const MODELS: &[&str] = &["core/graph/src", "front/onnx/src", "compile/src", "chips"];
     println!("cargo::rustc-env=TONGTU_KERNELS={}", fingerprint(KERNELS));
     println!("cargo::rustc-env=TONGTU_MODELS={}", fingerprint(&[KERNELS, MODELS].concat()));

@@ -359,7 +359,8 @@ mod tests {
         });
         let state = Cache::new(&dir.0, LIMIT).state();
         assert_eq!(state.entries, 5);
-        let leftovers = fs::read_dir(&dir.0).unwrap().filter(|e| e.as_ref().unwrap().path().is_file()).count();
+        let leftovers =
+            fs::read_dir(&dir.0).unwrap().filter(|e| e.as_ref().unwrap().path().is_file()).count();
         assert_eq!(leftovers, 0);
     }
 

@@ -123,9 +123,9 @@ impl Error {
             Error::MissingInput { .. } => {
                 "give it with `--input NAME=FILE`, or random numbers with `--input NAME=random:SHAPE`"
             }
-            Error::Bundle(BundleError::Version { .. } | BundleError::Checksum { .. } | BundleError::Truncated { .. }) => {
-                "make the bundle again with `tongtu compile MODEL -o FILE`"
-            }
+            Error::Bundle(
+                BundleError::Version { .. } | BundleError::Checksum { .. } | BundleError::Truncated { .. },
+            ) => "make the bundle again with `tongtu compile MODEL -o FILE`",
             Error::OtherChip { .. } => "compile the model again on, or for, this machine",
             Error::NoCompiler(_) => "build with the feature `llvm`; `scripts/setup` installs LLVM 22",
             Error::Chip(_) => "`tongtu chips` lists the chips",

@@ -33,12 +33,17 @@ pub use options::Options;
 pub use session::{Outputs, Session};
 
 pub use tongtu_chip::Chip;
+pub use tongtu_compile::Error as CompileStageError;
 pub use tongtu_cpu::CpuDevice;
+pub use tongtu_graph::Type as GraphType;
 pub use tongtu_graph::eval::HostValue;
-pub use tongtu_plan::{Plan, bundle};
+pub use tongtu_plan::plan::Port as PlanPort;
+pub use tongtu_plan::{Plan, Step, StepKind, bundle};
 pub use tongtu_runtime::{
-    Context, Culprit, DeviceTensor, GroupReport, GroupTime, MemoryReport, Profile, Value, VerifyOptions, VerifyReport,
+    Context, Culprit, DeviceTensor, GroupReport, GroupTime, MemoryReport, Profile, Value, VerifyOptions,
+    VerifyReport,
 };
+pub use tongtu_tensor::dim::{Dim, Sym, Symbols};
 pub use tongtu_tensor::{DType, Num, Tensor, npy};
 
 /// Parts of the front end that tools need: data files of ONNX tests.

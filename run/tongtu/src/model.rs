@@ -65,6 +65,11 @@ impl Model {
         &self.loaded.module
     }
 
+    /// The graph as text, constants included.
+    pub fn graph_text(&self) -> String {
+        self.module().to_string()
+    }
+
     /// What the front end tells of it.
     pub fn loaded(&self) -> &Loaded {
         &self.loaded
@@ -134,7 +139,8 @@ impl Model {
             }
         }
         let chip = serde_json::to_vec(&options.chip()?).unwrap_or_default();
-        let key = cache::key(&[pipeline::MODELS_VERSION.as_bytes(), &self.key, &file, near.as_bytes(), &chip]);
+        let key =
+            cache::key(&[pipeline::MODELS_VERSION.as_bytes(), &self.key, &file, near.as_bytes(), &chip]);
         let entry = cache.path(&key);
         if let Ok(b) = bundle::open(&entry) {
             cache.touch(&entry);
@@ -151,7 +157,10 @@ impl Model {
     }
 
     /// Runs the model in the reference interpreter: slow, and by definition right.
-    pub fn interpret<V: Clone + Into<tongtu_runtime::Value>>(&self, inputs: &[(&str, V)]) -> Result<Outputs, Error> {
+    pub fn interpret<V: Clone + Into<tongtu_runtime::Value>>(
+        &self,
+        inputs: &[(&str, V)],
+    ) -> Result<Outputs, Error> {
         let types: Vec<String> = self
             .loaded
             .inputs

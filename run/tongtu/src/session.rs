@@ -66,7 +66,8 @@ impl Session {
     /// Loads a plan on the chip of the options.
     pub fn from_plan(plan: Plan, options: &Options) -> Result<Session, Error> {
         let device: Arc<dyn Device> = Arc::new(CpuDevice::new(options.threads)?);
-        let types = plan.inputs.iter().map(|p| type_text(&plan.values[p.value.index()].ty, &plan.symbols)).collect();
+        let types =
+            plan.inputs.iter().map(|p| type_text(&plan.values[p.value.index()].ty, &plan.symbols)).collect();
         let session = tongtu_runtime::Session::new(plan, vec![device.clone()])?;
         Ok(Session { session, device, options: options.clone(), info: None, types })
     }

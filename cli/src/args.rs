@@ -1,0 +1,304 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const EXIT_CODES: &str = "Exit codes:
+  0  success
+  1  results differ: a data set, a verification or a list of tests does not hold
+  2  the command line is wrong
+  3  a model, file or device cannot be used; the error has a code
+  4  a defect of Tongtu itself";
+
+/// Run AI models on the chip at hand.
+#[derive(Parser, Debug)]
+#[command(name = "tongtu", version, about, after_help = EXIT_CODES, subcommand_required = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// Print reports, and errors, as JSON.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Run a model.
+    Run(RunArgs),
+    /// Measure a model: latency, compile time, cached start, memory.
+    Bench(BenchArgs),
+    /// Show what a model is made of.
+    Inspect(InspectArgs),
+    /// Compile a model to a bundle on disk.
+    Compile(CompileArgs),
+    /// Compare every kernel of a model with the reference interpreter.
+    Verify(VerifyArgs),
+    /// Measure every kernel of a model.
+    Profile(ProfileArgs),
+    /// Run a suite of tests.
+    #[command(subcommand)]
+    Conform(Suite),
+    /// List the chips that can be compiled for, or show one.
+    Chips(ChipsArgs),
+    /// List the devices of this machine.
+    Devices,
+    /// Check what is installed and measure this machine.
+    Doctor(DoctorArgs),
+    /// Print shell completions.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write the pages of all commands to a folder.
+    Man {
+        /// The folder.
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
+    /// Runs tests named on standard input.
+    #[command(hide = true)]
+    ConformWorker(WorkerArgs),
+    /// Measures in a process of its own.
+    #[command(hide = true)]
+    BenchChild(BenchArgs),
+}
+
+/// Sizes of named dims.
+#[derive(Clone, Debug, Default)]
+pub struct Dims(pub Vec<(String, i64)>);
+
+fn parse_dim(text: &str) -> Result<(String, i64), String> {
+    let (name, size) = text.split_once('=').ok_or("write NAME=SIZE")?;
+    let size: i64 = size.parse().map_err(|_| format!("'{size}' is no size"))?;
+    if size < 0 { Err("a size is not negative".to_string()) } else { Ok((name.to_string(), size)) }
+}
+
+/// How a model is loaded and compiled.
+#[derive(Args, Clone, Debug)]
+pub struct ModelArgs {
+    /// The model: an ONNX file, or a bundle made by `tongtu compile`.
+    pub model: PathBuf,
+    /// Threads to run with; all by default.
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    pub threads: usize,
+    /// Fix a dim of the inputs at compile time: NAME=SIZE.
+    #[arg(long, value_parser = parse_dim, value_name = "NAME=SIZE")]
+    pub fix: Vec<(String, i64)>,
+    /// Compile everything anew and keep nothing.
+    #[arg(long)]
+    pub no_cache: bool,
+    /// Keep the whole compiled model, with its weights, for the next start.
+    #[arg(long, conflicts_with = "no_cache")]
+    pub cache_model: bool,
+}
+
+/// Where inputs come from.
+#[derive(Args, Clone, Debug)]
+pub struct InputArgs {
+    /// An input: NAME=FILE (.npy, .npz, .pb) or NAME=random:1x3x224x224; or FILE.npz with arrays by name.
+    #[arg(long, short, value_name = "NAME=SOURCE")]
+    pub input: Vec<String>,
+    /// A folder with input_N.pb (and output_N.pb), as ONNX tests have them.
+    #[arg(long, value_name = "DIR", conflicts_with = "input")]
+    pub data_set: Option<PathBuf>,
+    /// Size of a named dim, for random inputs: NAME=SIZE.
+    #[arg(long, short, value_parser = parse_dim, value_name = "NAME=SIZE")]
+    pub dim: Vec<(String, i64)>,
+    /// Seed of random inputs.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+}
+
+impl InputArgs {
+    /// Sizes given.
+    pub fn dims(&self) -> Dims {
+        Dims(self.dim.clone())
+    }
+}
+
+/// Files of outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    /// NumPy.
+    Npy,
+    /// ONNX `TensorProto`.
+    Pb,
+}
+
+/// Arguments of `run`.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub inputs: InputArgs,
+    /// Folder to write the outputs to, one file each.
+    #[arg(long, short)]
+    pub output: Option<PathBuf>,
+    /// Format of the output files.
+    #[arg(long, value_enum, default_value = "npy")]
+    pub output_format: OutputFormat,
+    /// Use the reference interpreter: slow, and by definition right.
+    #[arg(long)]
+    pub interpret: bool,
+    /// Relative tolerance when comparing with a data set.
+    #[arg(long)]
+    pub rtol: Option<f64>,
+    /// Absolute tolerance when comparing with a data set.
+    #[arg(long)]
+    pub atol: Option<f64>,
+}
+
+/// Arguments of `bench`.
+#[derive(Args, Clone, Debug)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub inputs: InputArgs,
+    /// Runs that are measured.
+    #[arg(long, default_value_t = 20)]
+    pub runs: usize,
+    /// Runs before that.
+    #[arg(long, default_value_t = 3)]
+    pub warmup: usize,
+    /// The folder of the kernel cache of the measurement.
+    #[arg(long, hide = true)]
+    pub cache_dir: Option<PathBuf>,
+}
+
+/// Arguments of `inspect`.
+#[derive(Args, Debug)]
+pub struct InspectArgs {
+    /// The model: an ONNX file, or a bundle.
+    pub model: PathBuf,
+    /// Size of a named dim: NAME=SIZE.
+    #[arg(long, short, value_parser = parse_dim, value_name = "NAME=SIZE")]
+    pub dim: Vec<(String, i64)>,
+    /// Print the graph.
+    #[arg(long)]
+    pub graph: bool,
+    /// Print the kernels that the model is compiled to.
+    #[arg(long)]
+    pub kernels: bool,
+}
+
+/// Arguments of `compile`.
+#[derive(Args, Debug)]
+pub struct CompileArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The bundle to write.
+    #[arg(long, short)]
+    pub output: PathBuf,
+    /// The chip to compile for.
+    #[arg(long, default_value = "host")]
+    pub chip: String,
+}
+
+/// Arguments of `verify`.
+#[derive(Args, Debug)]
+pub struct VerifyArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub inputs: InputArgs,
+    /// Elements compared of each result of each kernel; all if it has no more.
+    #[arg(long, default_value_t = 256)]
+    pub elements: usize,
+    /// Show every kernel, not only those that differ.
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// Arguments of `profile`.
+#[derive(Args, Debug)]
+pub struct ProfileArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub inputs: InputArgs,
+    /// Write a trace that Perfetto (ui.perfetto.dev) opens.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Kernels shown.
+    #[arg(long, default_value_t = 25)]
+    pub top: usize,
+    /// Do not measure this machine's peaks.
+    #[arg(long)]
+    pub no_peak: bool,
+}
+
+/// Suites of tests.
+#[derive(Subcommand, Debug)]
+pub enum Suite {
+    /// ONNX's own tests, as `conformance/onnx/dump.py` writes them.
+    Onnx(ConformArgs),
+}
+
+/// Arguments of `conform`.
+#[derive(Args, Debug)]
+pub struct ConformArgs {
+    /// The folder: tests are the folders below it that hold a model.onnx.
+    pub dir: PathBuf,
+    /// The list of tests that pass; one that is on it and fails is an error.
+    #[arg(long)]
+    pub list: Option<PathBuf>,
+    /// Add tests that pass to the list.
+    #[arg(long, requires = "list")]
+    pub update: bool,
+    /// Only tests whose name contains this.
+    #[arg(long)]
+    pub filter: Option<String>,
+    /// Only tests on the list.
+    #[arg(long, requires = "list")]
+    pub listed: bool,
+    /// Processes at a time; as many as the machine has threads by default.
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    pub jobs: usize,
+    /// Seconds that one test may take.
+    #[arg(long, default_value_t = 60)]
+    pub timeout: u64,
+    /// Use the reference interpreter.
+    #[arg(long)]
+    pub interpret: bool,
+    /// Show every test that does not pass.
+    #[arg(long)]
+    pub failures: bool,
+}
+
+/// Arguments of a worker.
+#[derive(Args, Debug)]
+pub struct WorkerArgs {
+    /// Use the reference interpreter.
+    #[arg(long)]
+    pub interpret: bool,
+}
+
+/// Arguments of `chips`.
+#[derive(Args, Debug)]
+pub struct ChipsArgs {
+    #[command(subcommand)]
+    pub action: Option<ChipsAction>,
+}
+
+/// What to do with chips.
+#[derive(Subcommand, Debug)]
+pub enum ChipsAction {
+    /// Show everything known of a chip.
+    Show {
+        /// Its name; `host` is this machine.
+        chip: String,
+    },
+}
+
+/// Arguments of `doctor`.
+#[derive(Args, Debug)]
+pub struct DoctorArgs {
+    /// Do not measure.
+    #[arg(long)]
+    pub quick: bool,
+}

@@ -1,0 +1,330 @@
+//! `tongtu conform`: suites of tests, run in processes of their own.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tongtu::cache::Cache;
+use tongtu::{Error, Model, Options, Value};
+
+use crate::args::{ConformArgs, WorkerArgs};
+use crate::data::{self, Tolerance};
+use crate::info;
+use crate::ui::{DIFFERS, Done, Fail, Progress, print, print_json, say, short};
+
+/// How a test went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Verdict {
+    /// Every result is as expected.
+    Passed,
+    /// A result is not.
+    Wrong,
+    /// Something in the model is not supported.
+    Unsupported,
+    /// Another error.
+    Failed,
+    /// It took too long.
+    Timeout,
+    /// The process died.
+    Crashed,
+}
+
+/// What a worker says of a test.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Outcome {
+    test: String,
+    verdict: Verdict,
+    /// Why it did not pass.
+    reason: String,
+    /// Whether operations of the host library took part.
+    host: bool,
+    ms: f64,
+}
+
+fn first_line(text: &str) -> String {
+    short(&text.split_whitespace().collect::<Vec<_>>().join(" "), 300)
+}
+
+/// The data sets of a test, in order.
+fn data_sets(dir: &Path) -> Vec<PathBuf> {
+    let number = |p: &PathBuf| p.file_name()?.to_str()?.strip_prefix("test_data_set_")?.parse::<usize>().ok();
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
+    let mut sets: Vec<(usize, PathBuf)> = entries.filter_map(|p| Some((number(&p)?, p))).collect();
+    sets.sort();
+    sets.into_iter().map(|(_, p)| p).collect()
+}
+
+/// Runs one test.
+fn test(dir: &Path, interpret: bool, options: &Options) -> Result<(Verdict, String, bool), Fail> {
+    let unsupported = |e: &Error| {
+        matches!(
+            e,
+            Error::Onnx(tongtu::onnx::OnnxError::Unsupported(_))
+                | Error::Compile(tongtu::CompileStageError::Unsupported { .. })
+        )
+    };
+    let refused = |e: Error| {
+        let verdict = if unsupported(&e) { Verdict::Unsupported } else { Verdict::Failed };
+        Ok((verdict, first_line(&e.to_string()), false))
+    };
+    let model = match Model::load(dir.join("model.onnx")) {
+        Ok(model) => model,
+        Err(e) => return refused(e),
+    };
+    let sizes = Default::default();
+    let kinds = data::output_kinds(model.loaded().outputs.iter().map(|p| p.ty.clone()));
+    let wants = data::wants_of_model(&model, &sizes);
+    let session = match interpret {
+        true => None,
+        false => match model.compile(options) {
+            Ok(session) => Some(session),
+            Err(e) => return refused(e),
+        },
+    };
+    let host = session.as_ref().is_some_and(info::has_host_steps);
+    let tolerance = Tolerance::of(dir);
+    let sets = data_sets(dir);
+    if sets.is_empty() {
+        return Ok((Verdict::Failed, "there is no data set".to_string(), host));
+    }
+    for set in sets {
+        let inputs: Vec<(&str, Value)> = data::data_set_inputs(&set, &wants)?;
+        let outputs = match &session {
+            Some(session) => session.run(&inputs),
+            None => model.interpret(&inputs),
+        };
+        let outputs = match outputs {
+            Ok(outputs) => outputs,
+            Err(e) => return refused(e).map(|(v, r, _)| (v, r, host)),
+        };
+        let expected = data::data_set_outputs(&set, &kinds)?;
+        if expected.is_empty() {
+            return Ok((Verdict::Failed, "the data set has no outputs".to_string(), host));
+        }
+        for ((name, got), want) in outputs.iter().zip(&expected) {
+            let d = data::compare(&data::host_value(got)?, want, tolerance);
+            if !d.passes() {
+                let what = d.problem.clone().unwrap_or_else(|| {
+                    format!("{} of {} elements, worst error {:.3e}", d.outside, d.elements, d.worst_abs)
+                });
+                return Ok((Verdict::Wrong, format!("output '{name}': {what}"), host));
+            }
+        }
+    }
+    Ok((Verdict::Passed, String::new(), host))
+}
+
+/// Runs tests named on standard input, one a line; answers each with a line of JSON.
+pub fn worker(args: &WorkerArgs) -> Done {
+    // One thread each: as many workers as threads run at a time.
+    let options = Options::host().threads(1);
+    let options = match Cache::kernels() {
+        Some(_) => options,
+        None => options.without_cache(),
+    };
+    for line in std::io::stdin().lock().lines() {
+        let Ok(line) = line else { break };
+        let start = Instant::now();
+        let caught = std::panic::catch_unwind(|| test(Path::new(&line), args.interpret, &options));
+        let (verdict, reason, host) = match caught {
+            Ok(Ok(done)) => done,
+            Ok(Err(fail)) => (Verdict::Failed, first_line(&fail.message), false),
+            Err(_) => (Verdict::Crashed, "a panic".to_string(), false),
+        };
+        let ms = start.elapsed().as_secs_f64() * 1e3;
+        let outcome = Outcome { test: line, verdict, reason, host, ms };
+        print(&serde_json::to_string(&outcome).unwrap_or_default());
+    }
+    Ok(0)
+}
+
+/// A worker process with its answers.
+struct Worker {
+    child: Child,
+    answers: Receiver<String>,
+}
+
+impl Worker {
+    fn start(interpret: bool) -> Result<Worker, Fail> {
+        let program = std::env::current_exe().map_err(Error::io("tongtu"))?;
+        let mut command = Command::new(program);
+        command.arg("conform-worker").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        if interpret {
+            command.arg("--interpret");
+        }
+        let mut child = command.spawn().map_err(Error::io("tongtu"))?;
+        let (send, answers) = channel();
+        if let Some(out) = child.stdout.take() {
+            std::thread::spawn(move || {
+                for line in BufReader::new(out).lines().map_while(Result::ok) {
+                    if send.send(line).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        Ok(Worker { child, answers })
+    }
+
+    /// Runs a test; `None` if the process is of no use any more.
+    fn run(&mut self, dir: &Path, limit: Duration) -> Result<Outcome, Verdict> {
+        let line = format!("{}\n", dir.display());
+        let given = self.child.stdin.as_mut().map(|i| i.write_all(line.as_bytes()).and_then(|()| i.flush()));
+        if !matches!(given, Some(Ok(()))) {
+            return Err(Verdict::Crashed);
+        }
+        match self.answers.recv_timeout(limit) {
+            Ok(answer) => serde_json::from_str(&answer).map_err(|_| Verdict::Crashed),
+            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => Err(Verdict::Timeout),
+            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => Err(Verdict::Crashed),
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The tests below a folder, by their path in it.
+fn find_tests(root: &Path, at: &Path, depth: usize, out: &mut Vec<String>) {
+    if at.join("model.onnx").is_file() {
+        let name = at.strip_prefix(root).unwrap_or(at).to_string_lossy().into_owned();
+        out.push(name);
+        return;
+    }
+    if depth == 0 {
+        return;
+    }
+    for e in std::fs::read_dir(at).into_iter().flatten().flatten() {
+        if e.path().is_dir() {
+            find_tests(root, &e.path(), depth - 1, out);
+        }
+    }
+}
+
+fn read_list(path: &Path) -> BTreeSet<String> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')).map(str::to_string).collect()
+}
+
+/// Runs ONNX's own tests.
+pub fn onnx(args: &ConformArgs, as_json: bool) -> Done {
+    if !args.dir.is_dir() {
+        return Err(Fail::usage(format!("{}: there is no such folder", args.dir.display()))
+            .hint("`python conformance/onnx/dump.py` writes the tests to files"));
+    }
+    let mut tests = Vec::new();
+    find_tests(&args.dir, &args.dir, 3, &mut tests);
+    tests.sort();
+    let listed = args.list.as_deref().map(read_list).unwrap_or_default();
+    tests.retain(|t| args.filter.as_ref().is_none_or(|f| t.contains(f.as_str())));
+    if args.listed {
+        tests.retain(|t| listed.contains(t));
+    }
+    let jobs = match args.jobs {
+        0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+        n => n,
+    };
+    let bar = Progress::count(tests.len() as u64, "testing");
+    let queue: Mutex<VecDeque<String>> = Mutex::new(tests.iter().cloned().collect());
+    let outcomes: Mutex<Vec<Outcome>> = Mutex::new(Vec::new());
+    let hold = std::sync::PoisonError::into_inner;
+    let serve = || -> Result<(), Fail> {
+        let mut worker: Option<Worker> = None;
+        loop {
+            let Some(test) = queue.lock().unwrap_or_else(hold).pop_front() else { return Ok(()) };
+            let mut w = match worker.take() {
+                Some(w) => w,
+                None => Worker::start(args.interpret)?,
+            };
+            let start = Instant::now();
+            let result = w.run(&args.dir.join(&test), Duration::from_secs(args.timeout));
+            let outcome = match result {
+                Ok(o) => {
+                    worker = Some(w);
+                    Outcome { test: test.clone(), ..o }
+                }
+                Err(verdict) => {
+                    drop(w);
+                    let ms = start.elapsed().as_secs_f64() * 1e3;
+                    let reason = match verdict {
+                        Verdict::Timeout => format!("not done after {} s", args.timeout),
+                        _ => "the process died".to_string(),
+                    };
+                    Outcome { test: test.clone(), verdict, reason, host: false, ms }
+                }
+            };
+            outcomes.lock().unwrap_or_else(|e| e.into_inner()).push(outcome);
+            bar.step();
+        }
+    };
+    let results: Vec<Result<(), Fail>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..jobs.min(tests.len().max(1))).map(|_| scope.spawn(serve)).collect();
+        threads
+            .into_iter()
+            .map(|t| t.join().unwrap_or_else(|_| Err(Fail::usage("a test thread failed"))))
+            .collect()
+    });
+    drop(bar);
+    results.into_iter().collect::<Result<Vec<()>, Fail>>()?;
+    let mut outcomes = outcomes.into_inner().unwrap_or_else(|e| e.into_inner());
+    outcomes.sort_by(|a, b| a.test.cmp(&b.test));
+
+    let mut counts: BTreeMap<Verdict, usize> = BTreeMap::new();
+    outcomes.iter().for_each(|o| *counts.entry(o.verdict).or_insert(0) += 1);
+    let passed: BTreeSet<String> =
+        outcomes.iter().filter(|o| o.verdict == Verdict::Passed).map(|o| o.test.clone()).collect();
+    let host = outcomes.iter().filter(|o| o.verdict == Verdict::Passed && o.host).count();
+    let ran: BTreeSet<&String> = tests.iter().collect();
+    let lost: Vec<&String> = listed.iter().filter(|t| ran.contains(t) && !passed.contains(*t)).collect();
+    let new: Vec<&String> = passed.iter().filter(|t| !listed.contains(*t)).collect();
+    if let (Some(path), true) = (&args.list, args.update) {
+        let all: BTreeSet<&String> = listed.iter().chain(&passed).collect();
+        let text: String = all.iter().map(|t| format!("{t}\n")).collect();
+        std::fs::write(path, text).map_err(Error::io(path))?;
+    }
+    // Reasons, with what varies between tests left out.
+    let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
+    for o in outcomes.iter().filter(|o| !matches!(o.verdict, Verdict::Passed)) {
+        let code = tongtu::code_of(&o.reason);
+        let key = if code.is_empty() { short(&o.reason, 60) } else { code.to_string() };
+        *reasons.entry(format!("{:?} {key}", o.verdict)).or_insert(0) += 1;
+    }
+    if as_json {
+        print_json(&json!({
+            "tests": outcomes,
+            "counts": counts.iter().map(|(v, n)| (format!("{v:?}").to_lowercase(), *n)).collect::<BTreeMap<_, _>>(),
+            "passed_with_host_operations": host,
+            "lost": lost,
+            "new": new,
+        }));
+    } else {
+        for o in outcomes.iter().filter(|o| args.failures && o.verdict != Verdict::Passed) {
+            say!("{:?}  {}  {}", o.verdict, o.test, o.reason);
+        }
+        for (reason, n) in reasons.iter().filter(|_| !args.failures) {
+            say!("{n:5}  {reason}");
+        }
+        let list: Vec<String> =
+            counts.iter().map(|(v, n)| format!("{n} {}", format!("{v:?}").to_lowercase())).collect();
+        say!("{} tests: {} ({host} of those passed with host operations)", outcomes.len(), list.join(", "));
+        if let Some(path) = &args.list {
+            let verb = if args.update { "added to" } else { "not on" };
+            say!("{} {verb} {}; {} on it do not pass", new.len(), path.display(), lost.len());
+            for t in &lost {
+                say!("LOST  {t}");
+            }
+        }
+    }
+    Ok(if lost.is_empty() { 0 } else { DIFFERS })
+}

@@ -1,0 +1,61 @@
+//! From a file to a session.
+
+use std::io::Read;
+use std::path::Path;
+
+use tongtu::cache::Cache;
+use tongtu::{LoadOptions, Model, Options, Session};
+
+use crate::args::ModelArgs;
+use crate::ui::{FAILED, Fail, Progress};
+
+/// Whether a file is a bundle.
+pub fn is_bundle(path: &Path) -> Result<bool, Fail> {
+    let mut start = [0; 8];
+    let io = |e: std::io::Error| Fail {
+        message: format!("[A001] {}: {e}", path.display()),
+        hint: None,
+        exit: FAILED,
+    };
+    let mut file = std::fs::File::open(path).map_err(io)?;
+    let mut have = 0;
+    while have < start.len() {
+        match file.read(&mut start[have..]).map_err(io)? {
+            0 => break,
+            n => have += n,
+        }
+    }
+    Ok(tongtu::bundle::is_bundle(&start[..have]))
+}
+
+/// The options of the command line.
+pub fn options(args: &ModelArgs) -> Options {
+    let options = Options::host().threads(args.threads);
+    if args.no_cache {
+        return options.without_cache();
+    }
+    match Cache::models().filter(|_| args.cache_model) {
+        Some(cache) => options.with_model_cache(cache),
+        None => options,
+    }
+}
+
+/// Loads a model that is no bundle.
+pub fn model(args: &ModelArgs) -> Result<Model, Fail> {
+    let _wait = Progress::wait("loading");
+    let options = LoadOptions { dims: args.fix.clone(), ..LoadOptions::default() };
+    Ok(Model::load_with(&args.model, &options)?)
+}
+
+/// Loads and compiles a model, or opens a bundle.
+pub fn session(args: &ModelArgs, options: &Options) -> Result<Session, Fail> {
+    if is_bundle(&args.model)? {
+        if !args.fix.is_empty() {
+            return Err(Fail::usage("--fix has no effect on a bundle: fix sizes when it is compiled"));
+        }
+        return Ok(Session::open(&args.model, options)?);
+    }
+    let model = model(args)?;
+    let _wait = Progress::wait("compiling");
+    Ok(model.compile(options)?)
+}
