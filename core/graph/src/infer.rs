@@ -35,16 +35,12 @@ pub fn numel(dims: &[Dim]) -> Dim {
     dims.iter().fold(Dim::from(1), |acc, d| &acc * d)
 }
 
-/// Length of a sliding window's result along one dim: `floor((n + lo + hi - ((k-1)*dilation + 1)) / stride) + 1`, and 0
-/// where the window does not fit.
+/// Length of a sliding window's result along one dim: `floor((n + lo + hi - ((k-1)*dilation + 1)) / stride) + 1`. A
+/// negative length means that the window does not fit, which is an error.
 pub fn window_len(n: &Dim, k: i64, stride: i64, pad: &(Dim, Dim), dilation: i64) -> Dim {
-    let span = (k - 1) * dilation + 1;
+    let span = (Dim::from(k) - 1) * dilation + 1;
     let room = n + &pad.0 + &pad.1 - span;
-    let len = room.floordiv(&Dim::from(stride)) + 1;
-    match len.as_const() {
-        Some(c) => Dim::from(c.max(0)),
-        None => len,
-    }
+    room.floordiv(&Dim::from(stride)) + 1
 }
 
 struct Ctx<'a> {
@@ -107,6 +103,13 @@ impl Ctx<'_> {
     }
     fn same_types(&self, a: DType, b: DType) -> Result<(), GraphError> {
         if a == b { Ok(()) } else { Err(self.ty(format!("operand types {a} and {b} differ"))) }
+    }
+    /// Refuses windows that are longer than what they slide over.
+    fn fits(&self, dims: &[Dim]) -> Result<(), GraphError> {
+        match dims.iter().filter_map(Dim::as_const).find(|&n| n < 0) {
+            Some(n) => Err(self.shape(format!("the window does not fit: {n} positions"))),
+            None => Ok(()),
+        }
     }
     /// Refuses indices longer than the data in a dim other than `axis`.
     fn not_above(&self, indices: &[Dim], data: &[Dim], axis: usize) -> Result<(), GraphError> {
@@ -418,6 +421,7 @@ pub fn infer(op: &Op, inputs: &[Type], symbols: &Symbols, loc: &Loc) -> Result<V
             }
             check_condition(&c, 0)?;
             for g in [then_branch, else_branch] {
+                check_values(&c, g)?;
                 if g.inputs.len() != inputs.len() - 1 || g.outputs.len() != results.len() {
                     return Err(c.shape(format!(
                         "a branch takes {} values and gives {}; {} and {} wanted",
@@ -438,6 +442,7 @@ pub fn infer(op: &Op, inputs: &[Type], symbols: &Symbols, loc: &Loc) -> Result<V
                 return Err(c.arity(&format!("at least {}", n + 1)));
             }
             check_condition(&c, 0)?;
+            check_values(&c, body)?;
             if body.inputs.len() != inputs.len() - 1 || body.outputs.len() != n + 1 {
                 return Err(c.shape(format!(
                     "the body takes {} values and gives {}; {} and {} wanted",
@@ -457,6 +462,7 @@ pub fn infer(op: &Op, inputs: &[Type], symbols: &Symbols, loc: &Loc) -> Result<V
             Ok(results.clone())
         }
         Op::Composite { body, .. } => {
+            check_values(&c, body)?;
             if body.inputs.len() != inputs.len() {
                 return Err(c.arity(&body.inputs.len().to_string()));
             }
@@ -526,6 +532,21 @@ fn combined(c: &Ctx<'_>, dims: Vec<Dim>) -> Result<Vec<Type>, GraphError> {
 fn check_condition(c: &Ctx<'_>, i: usize) -> Result<(), GraphError> {
     let (d, dims) = c.tensor(i)?;
     if d == DType::Bool && dims.is_empty() { Ok(()) } else { Err(c.ty("the condition is not a bool scalar")) }
+}
+
+/// Most elements of a window.
+const MAX_WINDOW: i64 = 1 << 31;
+
+/// Refuses a region or definition that names values it does not have.
+fn check_values(c: &Ctx<'_>, g: &Graph) -> Result<(), GraphError> {
+    match g.inputs.iter().chain(&g.outputs).find(|v| v.index() >= g.values.len()) {
+        Some(v) => Err(GraphError::Structure {
+            op: c.name(),
+            loc: c.loc.clone(),
+            detail: format!("value {} is no value of the graph inside", v.0),
+        }),
+        None => Ok(()),
+    }
 }
 
 /// Kinds of operands from `first` on against the inputs of a region.
@@ -623,7 +644,13 @@ fn conv_dims(c: &Ctx<'_>, spec: &ConvSpec, x: &[Dim], k: &[Dim]) -> Result<Vec<D
         ConvRole::C => Some(by_role[1].clone()),
         ConvRole::S(i) => by_role.get(2 + i).cloned(),
     };
-    spec.output.iter().map(|r| find(r).ok_or_else(|| c.shape("output roles"))).collect()
+    let dims: Vec<Dim> = spec
+        .output
+        .iter()
+        .map(|r| find(r).ok_or_else(|| c.shape("output roles")))
+        .collect::<Result<_, _>>()?;
+    c.fits(&dims)?;
+    Ok(dims)
 }
 
 fn window_dims(c: &Ctx<'_>, spec: &WindowSpec, dims: &[Dim]) -> Result<Vec<Dim>, GraphError> {
@@ -633,7 +660,12 @@ fn window_dims(c: &Ctx<'_>, spec: &WindowSpec, dims: &[Dim]) -> Result<Vec<Dim>,
     {
         return Err(c.shape(format!("window, strides, pads and dilation need {n} positive entries")));
     }
-    Ok((0..n)
+    if spec.window.iter().try_fold(1i64, |a, &w| a.checked_mul(w)).is_none_or(|w| w > MAX_WINDOW) {
+        return Err(c.shape(format!("a window of more than {MAX_WINDOW} elements")));
+    }
+    let dims: Vec<Dim> = (0..n)
         .map(|i| window_len(&dims[i], spec.window[i], spec.strides[i], &spec.pads[i], spec.dilation[i]))
-        .collect())
+        .collect();
+    c.fits(&dims)?;
+    Ok(dims)
 }

@@ -163,7 +163,7 @@ fn sequences() {
     let dropped = run(
         "sequence_from_split",
         &[("axis", AttrValue::Int(0)), ("keep", AttrValue::Bool(false))],
-        &[x.clone()],
+        std::slice::from_ref(&x),
     );
     assert_eq!(parts(&dropped), [[1]; 5]);
     assert!(call("sequence_from_split", &[], &[], &[x.clone(), at(0)]).is_err());

@@ -473,3 +473,90 @@ fn bindings_check_bounds() {
     assert!(b.eval(&Dim::from(k), &m.symbols).is_err());
     assert!(b.shape(&[Dim::from(n) - 7], &m.symbols).is_err());
 }
+
+/// Numbers at the edge of their range, wherever an operation takes numbers: refused or computed, never a panic.
+#[test]
+fn extreme_attributes_do_no_harm() {
+    let lines = [
+        "slice %x {start = [A, B], len = [C, 1], step = [B, A]}",
+        "slice %x {start = [0, 0], len = [2, 1], step = [A, B]}",
+        "pad %x, %s {low = [A, B], high = [C, A]}",
+        "pad %x, %s {low = [A, 0], high = [B, 0]}",
+        "broadcast %s {dims = [A, B], axes = []}",
+        "broadcast %x {dims = [A, 2, 3], axes = [1, 2]}",
+        "reshape %x {dims = [A, B]}",
+        "iota {dtype = i8, dims = [A], axis = 0}",
+        "reduce %x {combiner = \"add\", axes = [A]}",
+        "scan %x {combiner = \"add\", axis = A, exclusive = true, reverse = false}",
+        "take %x, %i {axis = A}",
+        "gather_nd %x, %i {batch = A}",
+        "contract %x, %x {batch = [], over = [[A, B]], acc = f32}",
+        "dim {dim = A}",
+        "window_reduce %x {combiner = \"add\", spec = [[A, 1], [1, B], [[0, C], [A, 0]], [C, 1]]}",
+        "window_reduce %x {combiner = \"max\", spec = [[2, 1], [A, 1], [[B, C], [0, 0]], [1, A]]}",
+        "window_reduce %x {combiner = \"max\", spec = [[1, 1], [1, 1], [[A, B], [0, 0]], [1, 1]]}",
+        "conv %c, %c {spec = [[\"n\", \"c\", \"s0\"], [\"n\", \"c\", \"s0\"], [\"n\", \"c\", \"s0\"], [A], [[B, C]], [1], [A], 1], acc = f32}",
+        "conv %c, %c {spec = [[\"n\", \"c\", \"s0\"], [\"n\", \"c\", \"s0\"], [\"n\", \"c\", \"s0\"], [1], [[A, B]], [C], [1], A], acc = f32}",
+    ];
+    let numbers = [
+        "-9223372036854775808",
+        "-9223372036854775807",
+        "-1",
+        "0",
+        "1",
+        "2",
+        "4611686018427387904",
+        "9223372036854775807",
+    ];
+    for line in lines {
+        for a in numbers {
+            for b in numbers {
+                for c in ["-9223372036854775808", "0", "1", "9223372036854775807"] {
+                    let line: String = line
+                        .split_inclusive(|ch: char| !ch.is_alphanumeric())
+                        .map(|part| {
+                            let word = part.trim_end_matches(|ch: char| !ch.is_alphanumeric());
+                            let rest = &part[word.len()..];
+                            let word = match word {
+                                "A" => a,
+                                "B" => b,
+                                "C" => c,
+                                w => w,
+                            };
+                            format!("{word}{rest}")
+                        })
+                        .collect();
+                    let head = "%s = constant {value = tensor<f32[]>[0.0]} : f32[]
+                        %x = constant {value = tensor<f32[2, 3]>[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]} : f32[2, 3]
+                        %c = constant {value = tensor<f32[1, 1, 2]>[1.0, 2.0]} : f32[1, 1, 2]
+                        %i = constant {value = tensor<i64[1]>[1]} : i64[1]";
+                    // The result's type is taken from inference, as a builder does.
+                    let Ok(mut m) =
+                        text::parse(&format!("graph \"t\" () -> () {{ {head} %y = {line} : any }}"))
+                    else {
+                        continue;
+                    };
+                    let node = m.graph.nodes.pop().unwrap();
+                    let types: Vec<Type> = node.inputs.iter().map(|&v| m.graph.ty(v).clone()).collect();
+                    let Ok(types) = tongtu_graph::infer::infer(&node.op, &types, &m.symbols, &node.loc)
+                    else {
+                        continue;
+                    };
+                    m.graph.values.pop();
+                    let y = m.graph.add_value(types[0].clone(), None);
+                    m.graph.nodes.push(Node { outputs: vec![y], ..node });
+                    m.graph.outputs = vec![y];
+                    let small = m
+                        .graph
+                        .dims(y)
+                        .iter()
+                        .try_fold(1i64, |n, d| n.checked_mul(d.as_const()?))
+                        .is_none_or(|n| n < 1000);
+                    if verify(&m).is_ok() && small {
+                        let _ = run_tensors(&m, &[]);
+                    }
+                }
+            }
+        }
+    }
+}

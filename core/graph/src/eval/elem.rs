@@ -211,7 +211,8 @@ impl Sum {
             _ => {
                 self.own = 1.0;
                 let product = x * y;
-                let rest = libm::fma(x, y, -product);
+                // Operands of the smaller accumulators have products that are exact in f64.
+                let rest = if self.acc == DType::F64 { x.mul_add(y, -product) } else { 0.0 };
                 self.push(product, if rest.is_finite() { rest } else { 0.0 });
                 let small = |v: f64| v != 0.0 && v.abs() < LEAST_NORMAL_F32;
                 if self.acc != DType::F64 && (small(x) || small(y) || small(product)) {

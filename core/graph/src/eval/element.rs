@@ -72,8 +72,8 @@ pub(crate) fn element<E: Elem>(
         Op::Pad { low, .. } => {
             let i = unravel(at, shape);
             let from = &p.ins[0].1;
-            let j: Vec<i64> = (0..i.len()).map(|k| i[k] as i64 - fixed(&low[k])).collect();
-            if j.iter().zip(from).all(|(&j, &n)| (0..n as i64).contains(&j)) {
+            let j: Vec<i128> = (0..i.len()).map(|k| i[k] as i128 - i128::from(fixed(&low[k]))).collect();
+            if j.iter().zip(from).all(|(&j, &n)| (0..n as i128).contains(&j)) {
                 let j: Vec<usize> = j.iter().map(|&j| j as usize).collect();
                 x.get(0, ravel(&j, from))?
             } else {
@@ -289,6 +289,11 @@ fn widened<E: Elem>(v: E, from: DType, acc: DType) -> Approx {
     v.cast(from, acc, CastMode::default()).approx(acc)
 }
 
+/// Where a tap of a window lies along a dim of the operand.
+fn window_at(window: usize, stride: i64, tap: usize, dilation: i64, low: &Dim) -> i128 {
+    window as i128 * i128::from(stride) + tap as i128 * i128::from(dilation) - i128::from(fixed(low))
+}
+
 /// Linear positions of the elements of a window.
 fn window_positions(spec: &WindowSpec, from: &[usize], at: &[usize]) -> Vec<usize> {
     let taps: Vec<usize> = spec.window.iter().map(|&w| w as usize).collect();
@@ -297,9 +302,8 @@ fn window_positions(spec: &WindowSpec, from: &[usize], at: &[usize]) -> Vec<usiz
         let tap = unravel(n, &taps);
         let mut i = vec![0; from.len()];
         for k in 0..from.len() {
-            let j =
-                at[k] as i64 * spec.strides[k] + tap[k] as i64 * spec.dilation[k] - fixed(&spec.pads[k].0);
-            if !(0..from[k] as i64).contains(&j) {
+            let j = window_at(at[k], spec.strides[k], tap[k], spec.dilation[k], &spec.pads[k].0);
+            if !(0..from[k] as i128).contains(&j) {
                 continue 'taps;
             }
             i[k] = j as usize;
@@ -552,10 +556,9 @@ fn conv<E: Elem>(
     'taps: for n in 0..count(&taps) {
         let tap = unravel(n, &taps);
         for s in 0..rank {
-            let j =
-                out[s] as i64 * spec.strides[s] + tap[s] as i64 * spec.dilation[s] - fixed(&spec.pads[s].0);
-            let gap = spec.input_dilation[s];
-            if j < 0 || j % gap != 0 || j / gap >= input[in_s[s]] as i64 {
+            let j = window_at(out[s], spec.strides[s], tap[s], spec.dilation[s], &spec.pads[s].0);
+            let gap = i128::from(spec.input_dilation[s]);
+            if j < 0 || j % gap != 0 || j / gap >= input[in_s[s]] as i128 {
                 continue 'taps;
             }
             i[in_s[s]] = (j / gap) as usize;

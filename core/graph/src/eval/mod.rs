@@ -9,6 +9,8 @@ mod bindings;
 mod elem;
 mod element;
 pub mod host;
+#[cfg(test)]
+mod noise;
 pub mod philox;
 mod prepare;
 mod run;

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
 
 use tongtu_tensor::dim::Symbols;
@@ -152,6 +153,28 @@ impl Source {
     }
 }
 
+/// A hash for small numbers, by multiplication.
+#[derive(Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&b| self.write_u64(b.into()));
+    }
+    fn write_u32(&mut self, n: u32) {
+        self.write_u64(n.into());
+    }
+    fn write_usize(&mut self, n: usize) {
+        self.write_u64(n as u64);
+    }
+    fn write_u64(&mut self, n: u64) {
+        self.0 = (self.0.rotate_left(23) ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+    fn finish(&self) -> u64 {
+        self.0 ^ self.0 >> 32
+    }
+}
+
 /// One graph being sampled. Values are computed element by element when they are asked for, and remembered.
 struct Frame<'g> {
     symbols: &'g Symbols,
@@ -160,7 +183,7 @@ struct Frame<'g> {
     bindings: RefCell<Bindings>,
     /// Whole values: inputs, and results that can't be had element by element.
     sources: RefCell<Vec<Option<Source>>>,
-    memo: RefCell<HashMap<(u32, usize), Approx>>,
+    memo: RefCell<HashMap<(u32, usize), Approx, BuildHasherDefault<Spread>>>,
     prepared: RefCell<Vec<Option<Rc<Prepared>>>>,
     /// Regions this one is nested in.
     nesting: usize,
