@@ -95,7 +95,9 @@ fn contents(v: &Val) -> Option<Contents> {
 
 impl Contents {
     fn val(self) -> Option<Val> {
-        (self.elements.len() <= MAX_CONTENTS).then(|| Val::symbolic(self.dtype, &self.shape, self.elements))
+        let count = self.shape.iter().try_fold(1usize, |a, &d| a.checked_mul(d))?;
+        (count == self.elements.len() && count <= MAX_CONTENTS)
+            .then(|| Val::symbolic(self.dtype, &self.shape, self.elements))
     }
     fn with(&self, shape: Vec<usize>, elements: Vec<Dim>) -> Contents {
         Contents { dtype: self.dtype, shape, elements }
@@ -169,6 +171,9 @@ fn divide(dtype: DType, a: &Dim, b: &Dim, symbols: &Symbols) -> Option<Dim> {
 fn elementwise(n: &NodeCtx<'_>, inputs: &[Contents], symbols: &Symbols) -> Option<Contents> {
     let refs: Vec<&Contents> = inputs.iter().collect();
     let first = inputs.first()?;
+    if n.op() != "Where" && inputs.iter().any(|i| i.dtype != first.dtype) {
+        return None;
+    }
     let (shape, all) = aligned(&refs)?;
     let len = all[0].len();
     let mut out = Vec::with_capacity(len);

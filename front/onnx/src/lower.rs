@@ -23,7 +23,10 @@ use crate::val::{Known, OptionalVal, SequenceVal, StringsVal, TensorVal, Val};
 use crate::wire;
 
 /// Most nodes lowered in one model, functions and unrolled bodies counted each time.
-const MAX_NODES: usize = 4_000_000;
+const MAX_NODES: usize = 200_000;
+
+/// The newest version of the standard operator set whose meaning is known here.
+pub const NEWEST_OPSET: i64 = 28;
 
 /// Most problems reported at once.
 const MAX_ISSUES: usize = 200;
@@ -132,6 +135,13 @@ fn load_source(source: &Source, options: &Options) -> Result<Loaded> {
     }
     let mut sets = opsets(&model.opset_import);
     sets.entry(String::new()).or_insert(1);
+    if let Some(version) = sets.get("").filter(|&&v| v > NEWEST_OPSET) {
+        return Err(OnnxError::Limit {
+            what: format!(
+                "operator set {version} is newer than {NEWEST_OPSET}, the newest that is supported"
+            ),
+        });
+    }
     let functions = model
         .functions
         .iter()

@@ -12,7 +12,8 @@ use crate::ops::{Entry, op};
 use crate::val::Val;
 
 /// The family's operators.
-pub const OPS: &[Entry] = &[op("If", if_), op("Loop", loop_), op("Scan", scan).since(9), op("Scan", scan_batched).until(9)];
+pub const OPS: &[Entry] =
+    &[op("If", if_), op("Loop", loop_), op("Scan", scan).since(9), op("Scan", scan_batched).until(9)];
 
 /// Whether a dim has a meaning outside the regions lowered since the module had `before` symbols.
 fn known_outside(d: &Dim, before: usize) -> bool {
@@ -25,8 +26,14 @@ fn join(cx: &mut Ctx<'_, '_>, a: &Type, b: &Type, before: usize) -> Option<Type>
         if x.len() != y.len() {
             return None;
         }
-        let same = |p: &Dim, q: &Dim, cx: &Ctx<'_, '_>| known_outside(p, before) && p.provably_eq(q, cx.b.symbols);
-        Some(x.iter().zip(y).map(|(p, q)| if same(p, q, cx) { p.clone() } else { Dim::from(cx.fresh("n")) }).collect())
+        let same =
+            |p: &Dim, q: &Dim, cx: &Ctx<'_, '_>| known_outside(p, before) && p.provably_eq(q, cx.b.symbols);
+        Some(
+            x.iter()
+                .zip(y)
+                .map(|(p, q)| if same(p, q, cx) { p.clone() } else { Dim::from(cx.fresh("n")) })
+                .collect(),
+        )
     };
     match (a, b) {
         (Type::Tensor { dtype: d, dims: x }, Type::Tensor { dtype: e, dims: y }) if d == e => {
@@ -55,7 +62,13 @@ fn if_<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
     let before = cx.b.symbols.len();
     let mut done = Vec::new();
     for g in graphs {
-        done.push(cx.region(g, &names, &[], |_, _| Ok(Vec::new()), |cx, _, r| r.iter().map(|v| cx.id(v)).collect())?);
+        done.push(cx.region(
+            g,
+            &names,
+            &[],
+            |_, _| Ok(Vec::new()),
+            |cx, _, r| r.iter().map(|v| cx.id(v)).collect(),
+        )?);
     }
     let [(then_branch, captured), (else_branch, _)] = <[_; 2]>::try_from(done).unwrap_or_default();
     if then_branch.outputs.len() != else_branch.outputs.len() {
@@ -138,12 +151,15 @@ impl<'m> Turns<'m, '_> {
                 stable &= widen(cx, n, t, &given, &mut varying[i])?;
             }
             if stable {
-                let each = body.outputs[self.leading + types.len()..].iter().map(|&v| body.ty(v).clone()).collect();
+                let each =
+                    body.outputs[self.leading + types.len()..].iter().map(|&v| body.ty(v).clone()).collect();
                 found = Some((each, endless));
                 break;
             }
         }
-        let Some((each, endless)) = found else { return Err(n.unsupported("the dims of carried values do not settle")) };
+        let Some((each, endless)) = found else {
+            return Err(n.unsupported("the dims of carried values do not settle"));
+        };
 
         // Gathered values fill a tensor of known length where the number of turns is known, else they grow one.
         let mut full = None;
@@ -160,7 +176,9 @@ impl<'m> Turns<'m, '_> {
         let before = if full.is_some() { cx.b.symbols.len() } else { before };
         let mut gather = Vec::new();
         for t in &each {
-            let Type::Tensor { dtype, dims } = t else { return Err(n.unsupported("gathers values that are no tensors of numbers")) };
+            let Type::Tensor { dtype, dims } = t else {
+                return Err(n.unsupported("gathers values that are no tensors of numbers"));
+            };
             if !dims.iter().all(|d| known_outside(d, before) || constant_over(cx, d)) {
                 return Err(n.unsupported("gathers tensors whose dims differ from turn to turn"));
             }
@@ -199,7 +217,8 @@ impl<'m> Turns<'m, '_> {
         if let Some(m) = self.limit {
             let zero = cx.int64(0)?;
             let some = cx.b.compare(Compare::Lt, zero, m)?;
-            condition = if self.condition.is_some() { cx.b.binary(Binary::And, condition, some)? } else { some };
+            condition =
+                if self.condition.is_some() { cx.b.binary(Binary::And, condition, some)? } else { some };
         }
         operands.insert(0, condition);
         let out = cx.b.add(Op::While { body, results }, &operands)?;
@@ -326,9 +345,17 @@ fn dims_of_mut(t: &mut Type) -> &mut [Dim] {
 }
 
 /// Makes the type of a carried value wide enough for what the body gives. True if it was already.
-fn widen(cx: &mut Ctx<'_, '_>, n: &NodeCtx<'_>, t: &mut Type, given: &Type, varying: &mut [bool]) -> Result<bool> {
+fn widen(
+    cx: &mut Ctx<'_, '_>,
+    n: &NodeCtx<'_>,
+    t: &mut Type,
+    given: &Type,
+    varying: &mut [bool],
+) -> Result<bool> {
     let same_kind = match (&*t, given) {
-        (Type::Tensor { dtype: d, dims: x }, Type::Tensor { dtype: e, dims: y }) => d == e && x.len() == y.len(),
+        (Type::Tensor { dtype: d, dims: x }, Type::Tensor { dtype: e, dims: y }) => {
+            d == e && x.len() == y.len()
+        }
         (Type::Strings { dims: x }, Type::Strings { dims: y }) => x.len() == y.len(),
         (Type::Sequence(x), Type::Sequence(y)) => {
             if x != y && **x != Type::Any {
@@ -370,7 +397,11 @@ fn loop_<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
     let trips = match n.opt(0).and_then(Val::tensor).and_then(|t| t.contents()) {
         Some(d) if d.len() == 1 => {
             let d = d[0].clone();
-            Some(if d.bounds(cx.b.symbols).0.is_some_and(|l| l >= 0) { d } else { Dim::max(&d, &Dim::from(0)) })
+            Some(if d.bounds(cx.b.symbols).0.is_some_and(|l| l >= 0) {
+                d
+            } else {
+                Dim::max(&d, &Dim::from(0))
+            })
         }
         _ => None,
     };
@@ -382,7 +413,8 @@ fn loop_<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
         },
     };
     let carried = (2..n.inputs.len()).map(|i| cx.arg(n, i)).collect::<Result<Vec<_>>>()?;
-    let turns = Turns { body, limit, trips, condition, carried, slices: Vec::new(), leading: 1, backward: &[] };
+    let turns =
+        Turns { body, limit, trips, condition, carried, slices: Vec::new(), leading: 1, backward: &[] };
     let (mut out, gathered) = turns.build(cx, n)?;
     out.extend(gathered);
     Ok(out)
@@ -405,7 +437,8 @@ fn scan_over<'m>(
     let count = usize::try_from(n.int("num_scan_inputs", 0)?).ok().filter(|&c| (1..=all.len()).contains(&c));
     let count = count.ok_or_else(|| n.bad("num_scan_inputs"))?;
     let states = all.len() - count;
-    let gathered = body.output.len().checked_sub(states).ok_or_else(|| n.bad("the body gives too few results"))?;
+    let gathered =
+        body.output.len().checked_sub(states).ok_or_else(|| n.bad("the body gives too few results"))?;
     let list = |name: &str, len: usize| -> Result<Vec<i64>> {
         match n.ints(name)? {
             Some(v) if v.len() == len => Ok(v.to_vec()),

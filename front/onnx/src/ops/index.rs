@@ -77,14 +77,21 @@ fn slice_dim(len: &Dim, start: &Dim, end: &Dim, step: i64, symbols: &Symbols) ->
             };
             let e = place(end);
             let span = &s - &e;
-            let span = if span.bounds(symbols).0.is_some_and(|l| l >= -1) { span } else { Dim::max(&span, &zero) };
+            let span =
+                if span.bounds(symbols).0.is_some_and(|l| l >= -1) { span } else { Dim::max(&span, &zero) };
             Some((s, span.ceildiv(&Dim::from(step.checked_neg()?))))
         }
     }
 }
 
 /// Start and length computed at run time, for a positive or negative step.
-fn slice_at_run<'m>(cx: &mut Ctx<'_, 'm>, len: &Dim, start: ValueId, end: ValueId, step: i64) -> Result<(Dim, Dim)> {
+fn slice_at_run<'m>(
+    cx: &mut Ctx<'_, 'm>,
+    len: &Dim,
+    start: ValueId,
+    end: ValueId,
+    step: i64,
+) -> Result<(Dim, Dim)> {
     let n = cx.b.dim_as(len, DType::I64)?;
     let (low, high) = if step > 0 { (0, 0) } else { (-1, -1) };
     let low = cx.int64(low)?;
@@ -119,7 +126,12 @@ fn slice<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
     let count = match (&starts, &ends) {
         (Some(s), _) => s.len(),
         (None, Some(e)) => e.len(),
-        _ => n.dims(1)?.first().and_then(Dim::as_const).and_then(|c| usize::try_from(c).ok()).unwrap_or(usize::MAX),
+        _ => n
+            .dims(1)?
+            .first()
+            .and_then(Dim::as_const)
+            .and_then(|c| usize::try_from(c).ok())
+            .unwrap_or(usize::MAX),
     };
     if count > 64 {
         return Err(n.unsupported("the number of axes sliced is not known"));
@@ -168,12 +180,18 @@ fn slice<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
 /// Indices as a value of `i32` or `i64`, those counted from the end brought into range.
 fn indices<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>, i: usize, len: &Dim) -> Result<ValueId> {
     if let Some(all) = n.const_ints(i) {
+        if let Some(len) = len.as_const()
+            && let Some(v) = all.iter().find(|&&v| v < -len || v >= len)
+        {
+            return Err(n.bad(format!("index {v} of a dim of {len}")));
+        }
         if all.iter().all(|&v| v >= 0) {
             return cx.tensor(n, i);
         }
         if let Some(len) = len.as_const() {
             let shape: Vec<usize> = n.constant(i).map(|t| t.shape().to_vec()).unwrap_or_default();
-            let fixed: Vec<i64> = all.iter().map(|&v| if v < 0 { v.saturating_add(len) } else { v }).collect();
+            let fixed: Vec<i64> =
+                all.iter().map(|&v| if v < 0 { v.saturating_add(len) } else { v }).collect();
             return Ok(cx.b.constant(Tensor::from_slice(&shape, &fixed)?)?);
         }
     }
@@ -194,7 +212,9 @@ fn gather<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
     let dims = cx.b.dims(x);
     if let (Some(&[i]), 0) = (n.const_ints(1).as_deref(), n.rank(1)?) {
         let at = if i < 0 { &dims[axis] + i } else { Dim::from(i) };
-        if at.as_const().is_some_and(|a| a < 0) || dims[axis].as_const().is_some_and(|d| at.as_const() >= Some(d)) {
+        if at.as_const().is_some_and(|a| a < 0)
+            || dims[axis].as_const().is_some_and(|d| at.as_const() >= Some(d))
+        {
             return Err(n.bad(format!("index {i} of a dim of {:?}", dims[axis])));
         }
         let y = cx.b.slice_axis(x, axis, at, Dim::from(1))?;
@@ -224,8 +244,17 @@ fn coordinates<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>, i: usize, dims: &[Dim]
     let Some(k) = k.filter(|&k| k <= dims.len()) else {
         return Err(n.bad(format!("indices of {:?} coordinates into {dims:?}", cx.b.dims(v).last())));
     };
-    if n.const_ints(i).is_some_and(|all| all.iter().all(|&v| v >= 0)) {
-        return Ok(v);
+    if let Some(all) = n.const_ints(i) {
+        for (j, &at) in all.iter().enumerate() {
+            if let Some(len) = dims[j % k.max(1)].as_const()
+                && !(-len..len).contains(&at)
+            {
+                return Err(n.bad(format!("index {at} of a dim of {len}")));
+            }
+        }
+        if all.iter().all(|&v| v >= 0) {
+            return Ok(v);
+        }
     }
     let lens = Val::symbolic(cx.b.dtype(v), &[k], dims[..k].to_vec());
     let lens = cx.id(&lens)?;
@@ -509,4 +538,3 @@ fn cumulative<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
     let y = cx.b.scan(combiner, x, axis, n.flag("exclusive", false)?, n.flag("reverse", false)?)?;
     cx.one(y)
 }
-

@@ -71,14 +71,21 @@ pub(crate) fn accumulator(d: DType) -> DType {
 }
 
 /// NumPy's `matmul`: the last two dims are multiplied, those before broadcast. Sums are in `acc`, which is the result's type.
-pub(crate) fn mat_mul_values(cx: &mut Ctx<'_, '_>, n: &NodeCtx<'_>, a: ValueId, b: ValueId, acc: DType) -> Result<ValueId> {
+pub(crate) fn mat_mul_values(
+    cx: &mut Ctx<'_, '_>,
+    n: &NodeCtx<'_>,
+    a: ValueId,
+    b: ValueId,
+    acc: DType,
+) -> Result<ValueId> {
     let one = Dim::from(1);
     let (da, db) = (cx.b.dims(a), cx.b.dims(b));
     if da.is_empty() || db.is_empty() {
         return Err(n.bad("an operand is a scalar"));
     }
     let (va, vb) = (da.len() == 1, db.len() == 1);
-    let (batch_a, batch_b) = (&da[..da.len() - if va { 1 } else { 2 }], &db[..db.len() - if vb { 1 } else { 2 }]);
+    let (batch_a, batch_b) =
+        (&da[..da.len() - if va { 1 } else { 2 }], &db[..db.len() - if vb { 1 } else { 2 }]);
     let rank = batch_a.len().max(batch_b.len());
     // For each result dim: the operand dims it comes from; dims of 1 against others are left out and put back at the end.
     let (mut keep_a, mut keep_b, mut pairs) = (Vec::new(), Vec::new(), Vec::new());
@@ -154,7 +161,13 @@ fn mat_mul<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
 }
 
 /// An integer operand less its zero point, in `i32`. A vector of zero points lies along `axis`.
-fn less_zero<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>, x: usize, zero: usize, axis: usize) -> Result<ValueId> {
+fn less_zero<'m>(
+    cx: &mut Ctx<'_, 'm>,
+    n: &NodeCtx<'m>,
+    x: usize,
+    zero: usize,
+    axis: usize,
+) -> Result<ValueId> {
     let v = cx.tensor(n, x)?;
     let v = cx.b.convert(v, DType::I32)?;
     let Some(z) = cx.opt(n, zero)? else { return Ok(v) };
@@ -297,14 +310,19 @@ impl Windows {
 fn spatial(n: &NodeCtx<'_>, i: usize) -> Result<usize> {
     match n.rank(i)? {
         r @ 3.. => Ok(r - 2),
-        r => Err(n.bad(format!("operand {i} has rank {r}; batch, channels and at least one more dim are wanted"))),
+        r => Err(
+            n.bad(format!("operand {i} has rank {r}; batch, channels and at least one more dim are wanted"))
+        ),
     }
 }
 
 /// The lengths of a kernel's spatial dims.
 fn kernel_dims(n: &NodeCtx<'_>, i: usize) -> Result<Vec<i64>> {
     let dims = n.dims(i)?.get(2..).unwrap_or_default();
-    dims.iter().map(Dim::as_const).collect::<Option<_>>().ok_or_else(|| n.unsupported("the kernel's dims are not known"))
+    dims.iter()
+        .map(Dim::as_const)
+        .collect::<Option<_>>()
+        .ok_or_else(|| n.unsupported("the kernel's dims are not known"))
 }
 
 pub(crate) fn conv_spec(n: &NodeCtx<'_>, x: &[Dim], weights: usize) -> Result<ConvSpec> {
@@ -398,8 +416,7 @@ fn conv_transpose<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>>
             (start[2 + i], step[2 + i]) = (Dim::from(w.kernel[i] - 1), -1);
         }
     }
-    let mut kernel =
-        if step.contains(&-1) { cx.b.slice(kernel, &start, &kd, &step)? } else { kernel };
+    let mut kernel = if step.contains(&-1) { cx.b.slice(kernel, &start, &kd, &step)? } else { kernel };
     let mut spec = ConvSpec::nchw(rank);
     if groups == 1 {
         spec.kernel[0] = ConvRole::C;
@@ -535,7 +552,11 @@ fn batch_norm<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
     }
     let [scale, bias, mean, variance] = v;
     let epsilon = n.float("epsilon", EPSILON)?;
-    let training = if n.opset >= 14 { n.flag("training_mode", false)? } else { n.opset < 7 && !n.flag("is_test", false)? };
+    let training = if n.opset >= 14 {
+        n.flag("training_mode", false)?
+    } else {
+        n.opset < 7 && !n.flag("is_test", false)?
+    };
     if n.opset < 9 && !n.flag("spatial", true)? {
         return Err(n.unsupported("spatial = 0"));
     }
@@ -561,8 +582,10 @@ fn batch_norm<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
     for (old, new) in [(mean, m), (variance, s)] {
         let to = cx.b.dtype(old);
         let new = cx.b.convert(new, to)?;
-        let (a, b) =
-            (cx.b.binary_const(Binary::Mul, old, momentum)?, cx.b.binary_const(Binary::Mul, new, 1.0 - momentum)?);
+        let (a, b) = (
+            cx.b.binary_const(Binary::Mul, old, momentum)?,
+            cx.b.binary_const(Binary::Mul, new, 1.0 - momentum)?,
+        );
         let v = cx.b.add2(a, b)?;
         out.push(cx.out(v));
     }

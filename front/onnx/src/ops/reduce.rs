@@ -71,7 +71,13 @@ fn reduce<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
     cx.one(y)
 }
 
-fn plain(cx: &mut Ctx<'_, '_>, combiner: Combiner, x: ValueId, axes: &[usize], keep: bool) -> Result<ValueId> {
+fn plain(
+    cx: &mut Ctx<'_, '_>,
+    combiner: Combiner,
+    x: ValueId,
+    axes: &[usize],
+    keep: bool,
+) -> Result<ValueId> {
     Ok(if keep { cx.b.reduce_keep(combiner, x, axes)? } else { cx.b.reduce(combiner, x, axes)? })
 }
 

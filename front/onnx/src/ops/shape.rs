@@ -392,6 +392,9 @@ fn range<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
     let dtype = n.dtype(0)?;
     let one = |v: &Val| v.tensor().and_then(|t| t.contents()).filter(|c| c.len() == 1).map(|c| c[0].clone());
     let known = (one(n.val(0)?), one(n.val(1)?), one(n.val(2)?));
+    if n.const_scalar(2) == Some(0.0) {
+        return Err(n.bad("a step of 0"));
+    }
     let len = match known {
         (Some(start), Some(limit), Some(step)) if step.as_const().is_some_and(|s| s != 0) => {
             let step = step.as_const().unwrap_or(1);
