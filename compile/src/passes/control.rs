@@ -1,9 +1,11 @@
 //! Dims as values, and control flow whose course is known.
 
-use tongtu_graph::{Op, ValueId};
+use std::sync::Arc;
+
+use tongtu_graph::{Graph, Node, Op, ValueId};
 use tongtu_tensor::dim::Dim;
 use tongtu_tensor::scalar::{Binary, Compare};
-use tongtu_tensor::{DType, Num};
+use tongtu_tensor::{DType, Num, Tensor};
 
 use super::movement::scalar_dim;
 use super::rewrite::{Rewriter, Rewritten};
@@ -12,7 +14,7 @@ use super::rewrite::{Rewriter, Rewritten};
 pub(super) fn rule(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewritten {
     match (op, inputs) {
         (Op::DimValue { dim }, []) => match dim.as_const() {
-            Some(n) => Ok(Some(vec![rw.tensor(tongtu_tensor::Tensor::scalar(DType::I64, Num::from(n)))?])),
+            Some(n) => Ok(Some(vec![rw.tensor(Tensor::scalar(DType::I64, Num::from(n)))?])),
             None => Ok(None),
         },
         (Op::Bind { sym }, &[x]) => {
@@ -50,7 +52,7 @@ pub(super) fn rule(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewrit
             Ok(Some(rw.emit(op, &[])?))
         }
         (Op::If { then_branch, else_branch, results }, [condition, captured @ ..]) => {
-            let Some(n) = rw.splat(*condition) else { return Ok(None) };
+            let Some(n) = rw.splat(*condition) else { return with_constants(rw, op, inputs) };
             let branch = if n.is_true() { then_branch } else { else_branch };
             let out = rw.splice(branch, captured)?;
             rw.bind_types(results, &out);
@@ -58,7 +60,7 @@ pub(super) fn rule(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewrit
         }
         (Op::While { results, .. }, [condition, rest @ ..]) => {
             if !rw.splat(*condition).is_some_and(|n| !n.is_true()) {
-                return Ok(None);
+                return with_constants(rw, op, inputs);
             }
             let out: Vec<ValueId> = rest.iter().copied().take(results.len()).collect();
             rw.bind_types(results, &out);
@@ -66,6 +68,49 @@ pub(super) fn rule(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewrit
         }
         _ => Ok(None),
     }
+}
+
+/// Captured constants in the regions themselves; those that are repeated stay outside.
+fn with_constants(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewritten {
+    let carried = if let Op::While { results, .. } = op { results.len() } else { 0 };
+    let captured: Vec<Option<Tensor>> = inputs[1..]
+        .iter()
+        .enumerate()
+        .map(|(i, &v)| rw.constant(v).filter(|_| i >= carried).cloned())
+        .collect();
+    if captured.iter().all(Option::is_none) {
+        return Ok(None);
+    }
+    let region = |g: &Arc<Graph>| {
+        let mut new = Graph::clone(g);
+        let (mut kept, mut constants) = (Vec::new(), Vec::new());
+        for (&v, constant) in g.inputs.iter().zip(&captured) {
+            match constant {
+                None => kept.push(v),
+                Some(value) => constants.push(Node {
+                    op: Op::Constant { value: value.clone() },
+                    inputs: Vec::new(),
+                    outputs: vec![v],
+                    loc: Default::default(),
+                }),
+            }
+        }
+        new.inputs = kept;
+        new.nodes.splice(0..0, constants);
+        Arc::new(new)
+    };
+    let new = match op {
+        Op::If { then_branch, else_branch, results } => Op::If {
+            then_branch: region(then_branch),
+            else_branch: region(else_branch),
+            results: results.clone(),
+        },
+        Op::While { body, results } => Op::While { body: region(body), results: results.clone() },
+        _ => return Ok(None),
+    };
+    let mut operands = vec![inputs[0]];
+    operands.extend(inputs[1..].iter().zip(&captured).filter(|(_, c)| c.is_none()).map(|(v, _)| *v));
+    Ok(Some(rw.emit(new, &operands)?))
 }
 
 fn fits_i32(rw: &Rewriter<'_>, v: ValueId) -> bool {

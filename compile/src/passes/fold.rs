@@ -12,11 +12,26 @@ use super::strided;
 /// A result may be this many times larger than the constants it is made from, whatever its size.
 const GROWTH: usize = 4;
 
+/// Constants of more bytes are not permuted as long as an operation may take them as they are.
+const LARGE: usize = 1 << 18;
+
+/// [`rule`], and large constants are permuted too.
+pub(super) fn all(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewritten {
+    match (op, inputs) {
+        (Op::Permute { perm }, &[x]) => {
+            let moved = rw.constant(x).and_then(|t| strided::permute(t, perm).ok());
+            moved.map(|t| Ok(vec![rw.tensor(t)?])).transpose()
+        }
+        _ => rule(rw, op, inputs),
+    }
+}
+
 /// Computes an operation whose operands are all constants. Constants whose elements are all equal become broadcasts of
 /// one; large ones are only moved, converted and combined element by element.
 pub(super) fn rule(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewritten {
     match op {
         Op::Constant { value } => return constant(rw, value),
+        Op::Permute { .. } if rw.constant(inputs[0]).is_some_and(|t| t.nbytes() > LARGE) => return Ok(None),
         Op::Iota { .. }
         | Op::DimValue { .. }
         | Op::Bind { .. }
@@ -54,7 +69,7 @@ pub(super) fn rule(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewrit
         return Ok(Some(vec![rw.tensor(out)?]));
     }
     let work = operands.iter().map(Tensor::len).sum::<usize>();
-    if small && work <= rw.options.fold_limit.saturating_mul(4) {
+    if small && work <= rw.options.fold_limit / 4 {
         return reference(rw, op, inputs, operands);
     }
     Ok(None)
@@ -191,6 +206,27 @@ fn native(op: &Op, x: &[Tensor], shape: &[usize]) -> Option<Tensor> {
             let mut out = Tensor::full(x[0].dtype(), shape, x[1].get_linear(0)).ok()?;
             strided::place(&x[0], &mut out, &low)?;
             Some(out)
+        }
+        Op::Take { axis } => {
+            // Rows at indices that are all inside; each is placed whole.
+            let n = x[0].shape()[*axis] as i64;
+            let at = x[1].to_i64_vec().ok()?;
+            let mut rows = x[0].shape().to_vec();
+            rows[*axis] = at.len();
+            let mut out = Tensor::zeros(x[0].dtype(), &rows).ok()?;
+            let (mut start, mut len, mut to) =
+                (vec![0; rows.len()], x[0].shape().to_vec(), vec![0; rows.len()]);
+            len[*axis] = 1;
+            for (k, i) in at.iter().enumerate() {
+                if !(0..n).contains(i) {
+                    return None;
+                }
+                start[*axis] = *i as usize;
+                to[*axis] = k;
+                let row = strided::slice(&x[0], &start, &len, &vec![1; len.len()])?.ok()?;
+                strided::place(&row, &mut out, &to)?;
+            }
+            out.reshape(shape).ok()
         }
         Op::Cast { to, mode } => cast(&x[0], *to, *mode),
         Op::Bitcast { to } => Tensor::from_bytes(*to, shape, x[0].bytes().into_owned()).ok(),

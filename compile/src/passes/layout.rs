@@ -7,7 +7,7 @@ use tongtu_tensor::dim::Dim;
 
 use super::elementwise::is_elementwise;
 use super::linear::role;
-use super::movement::{groups, inverse, same_but_ones};
+use super::movement::{groups, inverse, regrouped, same_but_ones, wide_dims};
 use super::rewrite::{Rewriter, Rewritten};
 
 /// Convolutions on batch, spatial, channels; permutations and reshapes by dims of 1 after the operations they feed.
@@ -23,7 +23,7 @@ pub(super) fn rule(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewrit
             if let Some(new) = sink_elementwise(rw, op, xs)? {
                 return Ok(Some(new));
             }
-            sink_ones(rw, op, xs)
+            sink_reshaped(rw, op, xs)
         }
         (Op::Concat { .. } | Op::Sort { .. } | Op::Scan { .. } | Op::Reduce { .. }, xs) => {
             sink_along(rw, op, xs)
@@ -35,6 +35,27 @@ pub(super) fn rule(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewrit
         (Op::Reshape { dims }, &[x]) => sink_reshape(rw, dims, x),
         _ => Ok(None),
     }
+}
+
+/// Whether an operation may take its operands in another order.
+pub(super) fn takes_any_order(op: &Op) -> bool {
+    is_elementwise(op)
+        || matches!(
+            op,
+            Op::Conv { .. }
+                | Op::Contract { .. }
+                | Op::Concat { .. }
+                | Op::Sort { .. }
+                | Op::Scan { .. }
+                | Op::Reduce { .. }
+                | Op::WindowReduce { .. }
+                | Op::Slice { .. }
+                | Op::Pad { .. }
+                | Op::Take { .. }
+                | Op::Reshape { .. }
+                | Op::Permute { .. }
+                | Op::Broadcast { .. }
+        )
 }
 
 /// Batch, spatial dims, channels.
@@ -82,10 +103,16 @@ fn pointwise(rw: &mut Rewriter<'_>, spec: &ConvSpec, acc: DType, x: ValueId, k: 
     Ok(Some(rw.emit(op, &[x, k])?))
 }
 
+/// The operand and order of a permutation of something that is not a constant.
+fn permute_of(rw: &Rewriter<'_>, v: ValueId) -> Option<(ValueId, Vec<usize>)> {
+    rw.permute_of(v).filter(|(x, _)| rw.constant(*x).is_none()).map(|(x, p)| (x, p.to_vec()))
+}
+
 /// Whether a value can be had in another order without moving it: constants, what is repeated, dims of 1, what is there already.
 fn moves_freely(rw: &Rewriter<'_>, v: ValueId, perm: &[usize]) -> bool {
     let dims = rw.graph.dims(v);
     rw.constant(v).is_some()
+        || rw.permute_of(v).is_some_and(|(x, _)| rw.constant(x).is_some())
         || rw.broadcast_of(v).is_some()
         || perm.iter().filter(|&&p| dims[p] != 1).is_sorted()
         || rw.existing(&Op::Permute { perm: perm.to_vec() }, &[v]).is_some()
@@ -93,9 +120,9 @@ fn moves_freely(rw: &Rewriter<'_>, v: ValueId, perm: &[usize]) -> bool {
 
 /// The permutation that all operands have or can be given, if any has one.
 fn common(rw: &Rewriter<'_>, xs: &[ValueId]) -> Option<Vec<usize>> {
-    let perm = xs.iter().find_map(|&v| rw.permute_of(v).map(|(_, p)| p.to_vec()))?;
+    let perm = xs.iter().find_map(|&v| permute_of(rw, v).filter(|_| rw.movable_uses(v)).map(|(_, p)| p))?;
     let inv = inverse(&perm);
-    let fits = |&v: &ValueId| match rw.permute_of(v) {
+    let fits = |&v: &ValueId| match permute_of(rw, v) {
         Some((_, p)) if p == perm => true,
         _ => moves_freely(rw, v, &inv),
     };
@@ -118,19 +145,22 @@ fn sink_elementwise(rw: &mut Rewriter<'_>, op: &Op, xs: &[ValueId]) -> Rewritten
     Ok(Some(vec![rw.permute(y, &perm)?]))
 }
 
-/// `f(reshape(x))` to `reshape(f(x))` where the reshape only puts in or takes out dims of 1.
-fn sink_ones(rw: &mut Rewriter<'_>, op: &Op, xs: &[ValueId]) -> Rewritten {
+/// `f(reshape(x))` to `reshape(f(x))`.
+fn sink_reshaped(rw: &mut Rewriter<'_>, op: &Op, xs: &[ValueId]) -> Rewritten {
+    // A reshape by more than dims of 1 that others read too would only hide that all read the same elements.
     let plain = |rw: &Rewriter<'_>, v: ValueId| match rw.def(v) {
-        Some((Op::Reshape { dims }, x)) if same_but_ones(dims, rw.graph.dims(x)) => Some(x),
+        Some((Op::Reshape { dims }, x)) => {
+            let alone = same_but_ones(dims, rw.graph.dims(x)) || rw.single_use(v);
+            Some(x).filter(|_| alone && rw.constant(x).is_none())
+        }
         _ => None,
     };
     let Some(first) = xs.iter().find_map(|&v| plain(rw, v)) else { return Ok(None) };
     let inner = rw.dims(first);
     let fits = |&v: &ValueId| {
-        let broadcast =
-            rw.broadcast_of(v).is_some_and(|(_, axes)| axes.iter().all(|&a| rw.graph.dims(v)[a] != 1));
-        let same = same_but_ones(rw.graph.dims(v), &inner);
-        same && (plain(rw, v).is_some_and(|x| rw.dims(x) == inner) || broadcast || rw.constant(v).is_some())
+        plain(rw, v).is_some_and(|x| rw.dims(x) == inner)
+            || regrouped(rw, v, &inner).is_some()
+            || rw.constant(v).is_some() && same_but_ones(rw.graph.dims(v), &inner)
     };
     if !xs.iter().all(fits) {
         return Ok(None);
@@ -172,11 +202,11 @@ fn sink_along(rw: &mut Rewriter<'_>, op: &Op, xs: &[ValueId]) -> Rewritten {
 
 /// Operations with one attribute for every dim.
 fn sink_each(rw: &mut Rewriter<'_>, op: &Op, x: ValueId, inputs: &[ValueId]) -> Rewritten {
-    let Some((z, perm)) = rw.permute_of(x) else { return Ok(None) };
+    let Some((z, perm)) = permute_of(rw, x) else { return Ok(None) };
     if inputs.len() > 1 && !matches!(op, Op::Pad { .. }) {
         return Ok(None);
     }
-    let (perm, inv) = (perm.to_vec(), inverse(perm));
+    let inv = inverse(&perm);
     fn pick<T: Clone>(list: &[T], inv: &[usize]) -> Vec<T> {
         inv.iter().map(|&i| list[i].clone()).collect()
     }
@@ -203,7 +233,7 @@ fn sink_each(rw: &mut Rewriter<'_>, op: &Op, x: ValueId, inputs: &[ValueId]) -> 
 }
 
 fn sink_take(rw: &mut Rewriter<'_>, axis: usize, x: ValueId, i: ValueId) -> Rewritten {
-    let Some((z, perm)) = rw.permute_of(x) else { return Ok(None) };
+    let Some((z, perm)) = permute_of(rw, x) else { return Ok(None) };
     let mut result = perm.to_vec();
     let inner = perm[axis];
     if rw.rank(i) == 0 {
@@ -216,8 +246,17 @@ fn sink_take(rw: &mut Rewriter<'_>, axis: usize, x: ValueId, i: ValueId) -> Rewr
 
 /// A reshape that splits dims, or merges dims that lie together before the permutation too.
 fn sink_reshape(rw: &mut Rewriter<'_>, dims: &[Dim], x: ValueId) -> Rewritten {
-    let Some((z, perm)) = rw.permute_of(x) else { return Ok(None) };
-    let perm = perm.to_vec();
+    let Some((z, perm)) = permute_of(rw, x) else { return Ok(None) };
+    let have = rw.dims(z);
+    let wide = wide_dims(&have);
+    if wide.len() < have.len() {
+        // Dims of 1 need no permutation.
+        let kept: Vec<Dim> = wide.iter().map(|&i| have[i].clone()).collect();
+        let order: Vec<usize> = perm.iter().filter_map(|p| wide.iter().position(|w| w == p)).collect();
+        let v = rw.reshape(z, &kept)?;
+        let v = rw.permute(v, &order)?;
+        return Ok(Some(vec![rw.reshape(v, dims)?]));
+    }
     let Some(groups) = groups(rw.graph.dims(x), dims) else { return Ok(None) };
     if groups.iter().any(|(from, _)| perm[from.clone()].windows(2).any(|w| w[1] != w[0] + 1)) {
         return Ok(None);

@@ -6,7 +6,7 @@ use tongtu_tensor::DType;
 use tongtu_tensor::dim::Dim;
 use tongtu_tensor::scalar::Binary;
 
-use super::movement::{is_identity, wide_dims};
+use super::movement::{groups, is_identity, wide_dims};
 use super::rewrite::{Rewriter, Rewritten};
 
 /// Movements taken up by the roles of dims, and sums over nothing much.
@@ -92,6 +92,14 @@ fn contract(
         let out = rw.one(Op::Contract { batch: batch2, over: over2, acc }, &[x, y])?;
         return Ok(Some(vec![rw.reshape(out, &dims)?]));
     }
+    // A reshape of free dims alone comes after.
+    for side in 0..2 {
+        if let Some((op, z, dims)) = unreshaped(rw, batch, over, acc, [x, y], side)? {
+            let operands = if side == 0 { [z, y] } else { [x, z] };
+            let out = rw.one(op, &operands)?;
+            return Ok(Some(vec![rw.reshape(out, &dims)?]));
+        }
+    }
     // Nothing is summed: products.
     if over.is_empty() && (rw.dtype(x) == acc || acc.is_float()) && (rw.dtype(y) == acc || acc.is_float()) {
         let op = Op::Contract { batch: batch.to_vec(), over: Vec::new(), acc };
@@ -124,6 +132,37 @@ fn contract(
         return emit(rw, x, z, map(&batch[..batch.len() - 1]), map(over));
     }
     Ok(None)
+}
+
+/// The contraction of an operand before its reshape, if that keeps the batch dims and those summed over, and the dims of the
+/// contraction after it.
+fn unreshaped(
+    rw: &Rewriter<'_>,
+    batch: &[(usize, usize)],
+    over: &[(usize, usize)],
+    acc: DType,
+    operands: [ValueId; 2],
+    side: usize,
+) -> Result<Option<(Op, ValueId, Vec<Dim>)>, GraphError> {
+    let v = operands[side];
+    let Some((Op::Reshape { dims }, z)) = rw.def(v) else { return Ok(None) };
+    // Dims of 1 are better left out.
+    if rw.graph.dims(z).iter().any(|d| *d == 1) {
+        return Ok(None);
+    }
+    let Some(groups) = groups(rw.graph.dims(z), dims) else { return Ok(None) };
+    // The operand dim of a dim that is a group of its own.
+    let whole = |i: usize| {
+        let (from, to) = groups.iter().find(|(_, to)| to.contains(&i))?;
+        (from.len() == 1 && to.len() == 1).then_some(from.start)
+    };
+    let map = |pairs: &[(usize, usize)]| -> Option<Pairs> {
+        pairs.iter().map(|&(a, b)| Some(if side == 0 { (whole(a)?, b) } else { (a, whole(b)?) })).collect()
+    };
+    let (Some(batch2), Some(over2)) = (map(batch), map(over)) else { return Ok(None) };
+    let types = rw.infer(&Op::Contract { batch: batch.to_vec(), over: over.to_vec(), acc }, &operands)?;
+    let Some((_, dims)) = types.first().and_then(|t| t.as_tensor()) else { return Ok(None) };
+    Ok(Some((Op::Contract { batch: batch2, over: over2, acc }, z, dims.to_vec())))
 }
 
 /// The position of a role.

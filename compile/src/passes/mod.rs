@@ -56,11 +56,23 @@ const SIMPLIFY: &[Rule] =
     &[fold::rule, control::rule, elementwise::rule, arith::rule, movement::rule, linear::rule];
 
 const LAYOUT: &[Rule] = &[
-    fold::rule,
     control::rule,
+    movement::rule,
+    fold::rule,
     elementwise::rule,
     arith::rule,
+    linear::rule,
+    dilation::rule,
+    layout::rule,
+];
+
+/// As [`LAYOUT`], once nothing else can take the permutation of a large constant.
+const FINISH: &[Rule] = &[
+    control::rule,
     movement::rule,
+    fold::all,
+    elementwise::rule,
+    arith::rule,
     linear::rule,
     dilation::rule,
     layout::rule,
@@ -72,7 +84,7 @@ const LAYOUT: &[Rule] = &[
 /// Those of inference, for a graph that does not pass verification.
 pub fn prepare(module: Module, options: &Options) -> Result<Module, GraphError> {
     let mut module = Module { graph: dce(&inline(&module.graph, &options.keep)), symbols: module.symbols };
-    let rounds: &[&[Rule]] = if options.channels_last { &[&[], SIMPLIFY, LAYOUT] } else { &[&[], SIMPLIFY] };
+    let rounds: &[&[Rule]] = if options.channels_last { &[&[], SIMPLIFY, LAYOUT, FINISH] } else { &[&[], SIMPLIFY] };
     for rules in rounds {
         for _ in 0..MAX_SWEEPS {
             let (next, fired) = sweep(&module.graph, &mut module.symbols, options, rules)?;

@@ -65,20 +65,32 @@ fn reshape(rw: &mut Rewriter<'_>, dims: &[Dim], x: ValueId) -> Rewritten {
     }
     match rw.def(x) {
         Some((Op::Reshape { .. }, y)) => Ok(Some(vec![rw.reshape(y, dims)?])),
-        Some((Op::Broadcast { axes, .. }, y)) => {
-            if axes.is_empty() {
-                return Ok(Some(vec![rw.broadcast(y, dims, &[])?]));
-            }
-            if !same_but_ones(&have, dims) || axes.iter().any(|&a| have[a] == 1) {
-                return Ok(None);
-            }
-            let (from, to) = (wide_dims(&have), wide_dims(dims));
-            let axes: Vec<usize> =
-                axes.iter().filter_map(|a| from.iter().position(|f| f == a)).map(|i| to[i]).collect();
+        Some((Op::Broadcast { .. }, y)) => {
+            let Some(axes) = regrouped(rw, x, dims) else { return Ok(None) };
             Ok(Some(vec![rw.broadcast(y, dims, &axes)?]))
         }
         _ => Ok(None),
     }
+}
+
+/// For a broadcast about to be reshaped to some dims: the axes that its operand's dims would then have, if they are kept whole.
+pub(super) fn regrouped(rw: &Rewriter<'_>, v: ValueId, dims: &[Dim]) -> Option<Vec<usize>> {
+    let (_, axes) = rw.broadcast_of(v)?;
+    if axes.is_empty() {
+        return Some(Vec::new());
+    }
+    let have = rw.graph.dims(v);
+    let groups = groups(have, dims)?;
+    let place = |&a: &usize| {
+        let (from, to) = groups.iter().find(|(from, _)| from.contains(&a))?;
+        let rest = |range: &std::ops::Range<usize>, list: &[Dim]| {
+            let wide: Vec<usize> = range.clone().filter(|&i| list[i] != 1).collect();
+            (wide.len() == 1).then(|| wide[0])
+        };
+        let (i, j) = (rest(from, have)?, rest(to, dims)?);
+        (i == a && have[i] == dims[j]).then_some(j)
+    };
+    axes.iter().map(place).collect()
 }
 
 fn permute(rw: &mut Rewriter<'_>, perm: &[usize], x: ValueId) -> Rewritten {
@@ -107,20 +119,6 @@ fn permute(rw: &mut Rewriter<'_>, perm: &[usize], x: ValueId) -> Rewritten {
             let (axes, inner): (Vec<usize>, Vec<usize>) = placed.into_iter().unzip();
             let y = rw.permute(y, &inner)?;
             Ok(Some(vec![rw.broadcast(y, &dims, &axes)?]))
-        }
-        // Dims of 1 that a reshape put in are put in after the permutation instead.
-        Some((Op::Reshape { .. }, y))
-            if rw.rank(y) < have.len() && same_but_ones(rw.graph.dims(y), &have) =>
-        {
-            let inner = rw.dims(y);
-            if inner.iter().any(|d| *d == 1) {
-                return Ok(None);
-            }
-            let wide = wide_dims(&have);
-            let order: Vec<usize> = perm.iter().filter_map(|p| wide.iter().position(|w| w == p)).collect();
-            let dims: Vec<Dim> = perm.iter().map(|&p| have[p].clone()).collect();
-            let y = rw.permute(y, &order)?;
-            Ok(Some(vec![rw.reshape(y, &dims)?]))
         }
         _ => Ok(None),
     }

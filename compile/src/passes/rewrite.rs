@@ -8,7 +8,7 @@ use tongtu_tensor::dim::{Dim, Sym, Symbols};
 use tongtu_tensor::scalar::{Binary, Unary};
 use tongtu_tensor::{DType, Num, Tensor};
 
-use super::{Options, cse};
+use super::{Options, cse, layout};
 
 /// What takes the place of a node's results, or `None` where the rule does not apply.
 pub(super) type Rewritten = Result<Option<Vec<ValueId>>, GraphError>;
@@ -40,6 +40,8 @@ pub(super) struct Rewriter<'a> {
     defs: Vec<Option<usize>>,
     /// For each value the uses of the old values that became it, and those of values that rules made.
     uses: Vec<(u32, u32)>,
+    /// For each value whether an old value that became it is used where the order of dims is given.
+    fixed: Vec<bool>,
     seen: HashMap<u64, Vec<usize>>,
     fired: usize,
     depth: usize,
@@ -82,11 +84,16 @@ fn sweep_within(
         loc: Loc::default(),
         defs: Vec::new(),
         uses: Vec::new(),
+        fixed: Vec::new(),
         seen: HashMap::new(),
         fired: 0,
         depth: 0,
     };
     let uses = count_uses(graph);
+    let mut fixed = vec![false; graph.values.len()];
+    for n in graph.nodes.iter().filter(|n| !layout::takes_any_order(&n.op)) {
+        n.inputs.iter().for_each(|v| fixed[v.index()] = true);
+    }
     let mut map: Vec<Option<ValueId>> = vec![None; graph.values.len()];
     for &v in &graph.inputs {
         let ty = rw.substitute_type(graph.ty(v));
@@ -94,6 +101,7 @@ fn sweep_within(
         let new = rw.graph.add_input(ty, graph.values[v.index()].name.clone());
         rw.defs.push(None);
         rw.uses.push((uses[v.index()], 0));
+        rw.fixed.push(fixed[v.index()]);
         map[v.index()] = Some(new);
     }
     for node in &graph.nodes {
@@ -117,6 +125,7 @@ fn sweep_within(
             );
             map[old.index()] = Some(new);
             rw.uses[new.index()].0 += uses[old.index()];
+            rw.fixed[new.index()] |= fixed[old.index()];
             if let (Some(name), slot @ None) =
                 (&graph.values[old.index()].name, &mut rw.graph.values[new.index()].name)
             {
@@ -229,6 +238,10 @@ impl Rewriter<'_> {
         let (old, made) = self.uses[v.index()];
         if old > 0 { old == 1 } else { made == 0 }
     }
+    /// Whether all uses of a value, as far as they are known, may take it in another order of dims.
+    pub fn movable_uses(&self, v: ValueId) -> bool {
+        !self.fixed[v.index()]
+    }
     /// Whether a dim is never negative.
     pub fn non_negative(&self, d: &Dim) -> bool {
         d.as_const().map_or_else(|| Dim::from(0).provably_le(d, self.symbols), |c| c >= 0)
@@ -305,6 +318,7 @@ impl Rewriter<'_> {
             outputs.push(self.graph.add_value(ty, None));
             self.defs.push(Some(at));
             self.uses.push((0, 0));
+            self.fixed.push(false);
         }
         for v in inputs {
             self.uses[v.index()].1 += 1;

@@ -157,7 +157,7 @@ fn tokens_of_patches_need_no_permutation() {
         vec![b.contract(q, k, &[(0, 0), (1, 1)], &[(3, 2)], DType::F32).unwrap()]
     });
     let p = prepared(&m);
-    assert_eq!(ops(&p), ["permute", "conv", "reshape", "contract", "reshape", "contract"], "{p}");
+    assert_eq!(ops(&p), ["permute", "conv", "contract", "reshape", "contract"], "{p}");
 }
 
 #[test]
@@ -263,6 +263,97 @@ fn branches_and_dims_that_are_known_fold() {
     });
     let p = prepared(&m);
     assert_eq!(ops(&p), ["iota", "reduce", "broadcast", "sub"], "{p}");
+}
+
+const LOOP: &str = r#"
+symbol n 1..8
+graph "main" (%x: f32[n, 4], %turns: i64[], %past: f32[4]) -> (%out, %next) state (2, 1) {
+  %w = constant {value = tensor<f32[4]>[1.0, 2.0, 3.0, 5.0]} : f32[4]
+  %zero = constant {value = tensor<i64[]>[0]} : i64[]
+  %unused = add %past, %w : f32[4]
+  %go = lt %zero, %turns : bool[]
+  %i, %out = while %go, %zero, %x, %w, %unused, %turns {body = graph "body" (%i: i64[], %y: f32[n, 4], %w: f32[4], %u: f32[4], %last: i64[]) -> (%go, %j, %z) {
+    %one = constant {value = tensor<i64[]>[1]} : i64[]
+    %j = add %i, %one : i64[]
+    %b = broadcast %w {dims = [<n>, 4], axes = [1]} : f32[n, 4]
+    %z = add %y, %b : f32[n, 4]
+    %go = lt %j, %last : bool[]
+  }, results = [i64[], f32[n, 4]]} : i64[], f32[n, 4]
+  %next = mul %past, %past : f32[4]
+}
+"#;
+
+#[test]
+fn constants_go_into_loops_and_what_they_leave_out_goes() {
+    let m: Module = LOOP.parse().unwrap();
+    let p = prepared(&m);
+    assert_eq!(p.graph.state, [(2, 1)]);
+    assert_eq!(p.graph.values[p.graph.outputs[1].index()].name.as_deref(), Some("next"));
+    let body = p.graph.nodes.iter().find_map(|n| match &n.op {
+        Op::While { body, .. } => Some((n, body.clone())),
+        _ => None,
+    });
+    let (node, body) = body.unwrap();
+    // The condition, what is carried, and the number of turns.
+    assert_eq!((node.inputs.len(), body.inputs.len()), (4, 3), "{p}");
+    assert!(!ops(&p).contains(&"add"), "{p}");
+}
+
+#[test]
+fn symbols_keep_what_binds_them() {
+    let text = r#"
+symbol n 1..8
+symbol k 0..8
+graph "main" (%x: f32[n]) -> (%y) {
+  %zero = constant {value = tensor<f32[]>[0.0]} : f32[]
+  %z = broadcast %zero {dims = [<n>], axes = []} : f32[n]
+  %p = gt %x, %z : bool[n]
+  %i = cast %p {to = i64, mode = ["format", "nearest_even"]} : i64[n]
+  %count = reduce %i {combiner = "add", axes = [0]} : i64[]
+  bind %count {sym = $k}
+  %y = iota {dtype = f32, dims = [<k>], axis = 0} : f32[k]
+}
+"#;
+    let m: Module = text.parse().unwrap();
+    let p = prepared(&m);
+    assert_eq!(count(&p, "bind"), 1, "{p}");
+    assert_eq!(count(&p, "reduce"), 1, "{p}");
+}
+
+#[test]
+fn composites_stay_where_they_are_kept() {
+    let m = module(&[&[0, 4]], |b, x| {
+        b.loc = tongtu_graph::Loc::new("block/Softmax_1 (Softmax)");
+        let y = b.softmax(x[0], 1).unwrap();
+        b.loc = tongtu_graph::Loc::new("block/Relu_2 (Relu)");
+        vec![b.relu(y).unwrap()]
+    });
+    let options = Options { keep: vec!["softmax".into()], ..Options::default() };
+    let p = prepare(m.clone(), &options).unwrap();
+    assert_eq!((count(&p, "softmax"), count(&p, "relu")), (1, 0), "{p}");
+    let whole = super::inline(&m.graph, &[]);
+    let origin = |n: &tongtu_graph::Node| n.loc.to_string();
+    let expected = ["block/Softmax_1 (Softmax)", "block/Relu_2 (Relu)"];
+    assert!(whole.nodes.iter().all(|n| expected.contains(&origin(n).as_str())));
+    assert!(whole.nodes.iter().all(|n| !matches!(n.op, Op::Composite { .. })));
+}
+
+#[test]
+fn a_weight_used_both_ways_is_not_copied() {
+    let m = module(&[&[0, 4]], |b, x| {
+        let table = whole(DType::F32, &[70_000, 4], 1);
+        let table = b.constant(table).unwrap();
+        let rows = b.constant(Tensor::from_slice(&[3], &[5i64, 69_999, 2]).unwrap()).unwrap();
+        let t = b.take(table, rows, 0).unwrap();
+        let turned = b.permute(table, &[1, 0]).unwrap();
+        let logits = b.contract(x[0], turned, &[], &[(1, 0)], DType::F32).unwrap();
+        let best = b.reduce(Combiner::Max, logits, &[1]).unwrap();
+        let s = b.contract(x[0], t, &[], &[(1, 1)], DType::F32).unwrap();
+        vec![best, s]
+    });
+    let p = prepare(m, &Options::default()).unwrap();
+    assert_eq!(count(&p, "permute"), 0, "{p:?}");
+    assert!(stats(&p).bytes < 70_000 * 16 + 1000, "{:?}", stats(&p));
 }
 
 /// Random graphs tried; more on demand.
