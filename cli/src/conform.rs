@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tongtu::cache::Cache;
-use tongtu::{Error, Model, Options, Value};
+use tongtu::onnx::{FileKind, OnnxError};
+use tongtu::{Error, LoadOptions, Model, Options, Outputs, Session, Value};
 
 use crate::args::{ConformArgs, WorkerArgs};
 use crate::data::{self, Tolerance};
@@ -45,6 +46,8 @@ struct Outcome {
     reason: String,
     /// Whether operations of the host library took part.
     host: bool,
+    /// Whether contents of small integer inputs had to be known to compile it.
+    fixed: bool,
     ms: f64,
 }
 
@@ -61,52 +64,105 @@ fn data_sets(dir: &Path) -> Vec<PathBuf> {
     sets.into_iter().map(|(_, p)| p).collect()
 }
 
+/// How files are read, from the names of types in `meta.json`.
+fn kinds(dir: &Path, what: &str) -> Vec<FileKind> {
+    let text = std::fs::read_to_string(dir.join("meta.json")).unwrap_or_default();
+    let meta: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    let kind = |name: &str| match name {
+        n if n.starts_with("sequence") => FileKind::Sequence,
+        n if n.starts_with("optional") => FileKind::Optional,
+        _ => FileKind::Tensor,
+    };
+    meta[what].as_array().into_iter().flatten().map(|v| kind(v.as_str().unwrap_or_default())).collect()
+}
+
+/// A model that runs.
+enum Ready {
+    Compiled(Session),
+    Interpreted(Model),
+}
+
+impl Ready {
+    fn run(&self, inputs: &[(&str, Value)]) -> Result<Outputs, Error> {
+        match self {
+            Ready::Compiled(s) => s.run(inputs),
+            Ready::Interpreted(m) => m.interpret(inputs),
+        }
+    }
+}
+
+/// What is known of a test when it is done.
+struct Found {
+    verdict: Verdict,
+    reason: String,
+    host: bool,
+    fixed: bool,
+}
+
 /// Runs one test.
-fn test(dir: &Path, interpret: bool, options: &Options) -> Result<(Verdict, String, bool), Fail> {
-    let unsupported = |e: &Error| {
-        matches!(
+fn test(dir: &Path, interpret: bool, options: &Options) -> Result<Found, Fail> {
+    let mut found = Found { verdict: Verdict::Passed, reason: String::new(), host: false, fixed: false };
+    let stop = |mut found: Found, verdict, reason: &str| {
+        (found.verdict, found.reason) = (verdict, first_line(reason));
+        Ok(found)
+    };
+    let refused = |found: Found, e: Error| {
+        let unsupported = matches!(
             e,
-            Error::Onnx(tongtu::onnx::OnnxError::Unsupported(_))
-                | Error::Compile(tongtu::CompileStageError::Unsupported { .. })
-        )
+            Error::Onnx(OnnxError::Unsupported(_)) | Error::Compile(tongtu::CompileStageError::Unsupported { .. })
+        );
+        let verdict = if unsupported { Verdict::Unsupported } else { Verdict::Failed };
+        stop(found, verdict, &e.to_string())
     };
-    let refused = |e: Error| {
-        let verdict = if unsupported(&e) { Verdict::Unsupported } else { Verdict::Failed };
-        Ok((verdict, first_line(&e.to_string()), false))
+    let path = dir.join("model.onnx");
+    let wants = match Model::input_names(&path) {
+        Ok(names) => data::wants_of_names(&names, &kinds(dir, "inputs")),
+        Err(e) => return refused(found, e),
     };
-    let model = match Model::load(dir.join("model.onnx")) {
-        Ok(model) => model,
-        Err(e) => return refused(e),
-    };
-    let sizes = Default::default();
-    let kinds = data::output_kinds(model.loaded().outputs.iter().map(|p| p.ty.clone()));
-    let wants = data::wants_of_model(&model, &sizes);
-    let session = match interpret {
-        true => None,
-        false => match model.compile(options) {
-            Ok(session) => Some(session),
-            Err(e) => return refused(e),
-        },
-    };
-    let host = session.as_ref().is_some_and(info::has_host_steps);
+    let mut out_kinds = kinds(dir, "outputs");
     let tolerance = Tolerance::of(dir);
     let sets = data_sets(dir);
     if sets.is_empty() {
-        return Ok((Verdict::Failed, "there is no data set".to_string(), host));
+        return stop(found, Verdict::Failed, "there is no data set");
     }
+    let mut ready: Option<Ready> = None;
     for set in sets {
         let inputs: Vec<(&str, Value)> = data::data_set_inputs(&set, &wants)?;
-        let outputs = match &session {
-            Some(session) => session.run(&inputs),
-            None => model.interpret(&inputs),
-        };
-        let outputs = match outputs {
+        let mut fixed = Vec::new();
+        if ready.is_none() || found.fixed {
+            let host = |(n, v): &(&str, Value)| Ok((n.to_string(), data::host_value(v)?));
+            let known = inputs.iter().map(host).collect::<Result<Vec<_>, Fail>>()?;
+            let model = match Model::load_for(&path, &LoadOptions::default(), &known) {
+                Ok((model, names)) => {
+                    fixed = names;
+                    model
+                }
+                Err(e) => return refused(found, e),
+            };
+            found.fixed |= !fixed.is_empty();
+            if out_kinds.is_empty() {
+                out_kinds = data::output_kinds(model.loaded().outputs.iter().map(|p| p.ty.clone()));
+            }
+            ready = Some(match interpret {
+                true => Ready::Interpreted(model),
+                false => match model.compile(options) {
+                    Ok(session) => {
+                        found.host |= info::has_host_steps(&session);
+                        Ready::Compiled(session)
+                    }
+                    Err(e) => return refused(found, e),
+                },
+            });
+        }
+        let Some(ready) = &ready else { continue };
+        let given: Vec<(&str, Value)> = inputs.into_iter().filter(|(n, _)| !fixed.iter().any(|f| f == n)).collect();
+        let outputs = match ready.run(&given) {
             Ok(outputs) => outputs,
-            Err(e) => return refused(e).map(|(v, r, _)| (v, r, host)),
+            Err(e) => return refused(found, e),
         };
-        let expected = data::data_set_outputs(&set, &kinds)?;
-        if expected.is_empty() {
-            return Ok((Verdict::Failed, "the data set has no outputs".to_string(), host));
+        let expected = data::data_set_outputs(&set, &out_kinds)?;
+        if expected.is_empty() || expected.len() != outputs.iter().count() {
+            return stop(found, Verdict::Failed, "the data set has not as many outputs as the model");
         }
         for ((name, got), want) in outputs.iter().zip(&expected) {
             let d = data::compare(&data::host_value(got)?, want, tolerance);
@@ -114,11 +170,11 @@ fn test(dir: &Path, interpret: bool, options: &Options) -> Result<(Verdict, Stri
                 let what = d.problem.clone().unwrap_or_else(|| {
                     format!("{} of {} elements, worst error {:.3e}", d.outside, d.elements, d.worst_abs)
                 });
-                return Ok((Verdict::Wrong, format!("output '{name}': {what}"), host));
+                return stop(found, Verdict::Wrong, &format!("output '{name}': {what}"));
             }
         }
     }
-    Ok((Verdict::Passed, String::new(), host))
+    Ok(found)
 }
 
 /// Runs tests named on standard input, one a line; answers each with a line of JSON.
@@ -133,13 +189,14 @@ pub fn worker(args: &WorkerArgs) -> Done {
         let Ok(line) = line else { break };
         let start = Instant::now();
         let caught = std::panic::catch_unwind(|| test(Path::new(&line), args.interpret, &options));
-        let (verdict, reason, host) = match caught {
-            Ok(Ok(done)) => done,
-            Ok(Err(fail)) => (Verdict::Failed, first_line(&fail.message), false),
-            Err(_) => (Verdict::Crashed, "a panic".to_string(), false),
+        let other = |verdict, reason| Found { verdict, reason, host: false, fixed: false };
+        let Found { verdict, reason, host, fixed } = match caught {
+            Ok(Ok(found)) => found,
+            Ok(Err(fail)) => other(Verdict::Failed, first_line(&fail.message)),
+            Err(_) => other(Verdict::Crashed, "a panic".to_string()),
         };
         let ms = start.elapsed().as_secs_f64() * 1e3;
-        let outcome = Outcome { test: line, verdict, reason, host, ms };
+        let outcome = Outcome { test: line, verdict, reason, host, fixed, ms };
         print(&serde_json::to_string(&outcome).unwrap_or_default());
     }
     Ok(0)
@@ -261,7 +318,7 @@ pub fn onnx(args: &ConformArgs, as_json: bool) -> Done {
                         Verdict::Timeout => format!("not done after {} s", args.timeout),
                         _ => "the process died".to_string(),
                     };
-                    Outcome { test: test.clone(), verdict, reason, host: false, ms }
+                    Outcome { test: test.clone(), verdict, reason, host: false, fixed: false, ms }
                 }
             };
             outcomes.lock().unwrap_or_else(|e| e.into_inner()).push(outcome);
@@ -285,6 +342,7 @@ pub fn onnx(args: &ConformArgs, as_json: bool) -> Done {
     let passed: BTreeSet<String> =
         outcomes.iter().filter(|o| o.verdict == Verdict::Passed).map(|o| o.test.clone()).collect();
     let host = outcomes.iter().filter(|o| o.verdict == Verdict::Passed && o.host).count();
+    let fixed = outcomes.iter().filter(|o| o.verdict == Verdict::Passed && o.fixed).count();
     let ran: BTreeSet<&String> = tests.iter().collect();
     let lost: Vec<&String> = listed.iter().filter(|t| ran.contains(t) && !passed.contains(*t)).collect();
     let new: Vec<&String> = passed.iter().filter(|t| !listed.contains(*t)).collect();
@@ -305,6 +363,7 @@ pub fn onnx(args: &ConformArgs, as_json: bool) -> Done {
             "tests": outcomes,
             "counts": counts.iter().map(|(v, n)| (format!("{v:?}").to_lowercase(), *n)).collect::<BTreeMap<_, _>>(),
             "passed_with_host_operations": host,
+            "passed_with_fixed_inputs": fixed,
             "lost": lost,
             "new": new,
         }));
@@ -317,7 +376,8 @@ pub fn onnx(args: &ConformArgs, as_json: bool) -> Done {
         }
         let list: Vec<String> =
             counts.iter().map(|(v, n)| format!("{n} {}", format!("{v:?}").to_lowercase())).collect();
-        say!("{} tests: {} ({host} of those passed with host operations)", outcomes.len(), list.join(", "));
+        say!("{} tests: {}", outcomes.len(), list.join(", "));
+        say!("of those passed, {host} use host operations, {fixed} were compiled for their small integer inputs");
         if let Some(path) = &args.list {
             let verb = if args.update { "added to" } else { "not on" };
             say!("{} {verb} {}; {} on it do not pass", new.len(), path.display(), lost.len());

@@ -5,36 +5,40 @@ use std::time::Instant;
 
 use serde_json::json;
 use tongtu::onnx::FileKind;
-use tongtu::{HostValue, Outputs, Value};
+use tongtu::{HostValue, LoadOptions, Model, Session, Value};
 
 use crate::args::RunArgs;
-use crate::data::{self, Tolerance, Want};
+use crate::data::{self, Tolerance};
 use crate::open;
-use crate::ui::{DIFFERS, Done, Fail, print_json, say};
+use crate::ui::{DIFFERS, Done, Fail, Progress, print_json, say};
 
 /// Runs a model.
 pub fn run(args: &RunArgs, as_json: bool) -> Done {
     let start = Instant::now();
     let sizes = args.inputs.dims();
-    // Running is the same for both, once there is something that runs.
-    type Go = Box<dyn Fn(&[(&str, Value)]) -> Result<Outputs, tongtu::Error>>;
-    let (wants, kinds, go): (Vec<Want>, Vec<FileKind>, Go) = if args.interpret {
-        let model = open::model(&args.model)?;
-        let wants = data::wants_of_model(&model, &sizes);
-        let kinds = data::output_kinds(model.loaded().outputs.iter().map(|p| p.ty.clone()));
-        (wants, kinds, Box::new(move |inputs| model.interpret(inputs)))
-    } else {
-        let session = open::session(&args.model, &open::options(&args.model))?;
-        let wants = data::wants_of_plan(session.plan(), &sizes);
-        let plan = session.plan();
-        let kinds = data::output_kinds(plan.outputs.iter().map(|p| plan.values[p.value.index()].ty.clone()));
-        (wants, kinds, Box::new(move |inputs| session.run(inputs)))
+    let (ready_model, fixed) = prepare(args)?;
+    let wants = match &ready_model {
+        Ready::Interpreted(model) => data::wants_of_model(model, &sizes),
+        Ready::Compiled(session) => data::wants_of_plan(session.plan(), &sizes),
+    };
+    let kinds = match &ready_model {
+        Ready::Interpreted(model) => data::output_kinds(model.loaded().outputs.iter().map(|p| p.ty.clone())),
+        Ready::Compiled(s) => {
+            let plan = s.plan();
+            data::output_kinds(plan.outputs.iter().map(|p| plan.values[p.value.index()].ty.clone()))
+        }
     };
     let ready = start.elapsed();
-    let inputs = data::inputs(&args.inputs, &wants, !sizes.0.is_empty())?;
+    let inputs = match fixed {
+        Some(inputs) => inputs,
+        None => data::inputs(&args.inputs, &wants, !sizes.0.is_empty())?,
+    };
     let named: Vec<(&str, Value)> = inputs.iter().map(|(n, v)| (n.as_str(), v.clone())).collect();
     let start = Instant::now();
-    let outputs = go(&named)?;
+    let outputs = match &ready_model {
+        Ready::Interpreted(model) => model.interpret(&named)?,
+        Ready::Compiled(session) => session.run(&named)?,
+    };
     let took = start.elapsed();
     let results: Vec<(String, HostValue)> = outputs
         .iter()
@@ -88,6 +92,49 @@ pub fn run(args: &RunArgs, as_json: bool) -> Done {
         say!("ready in {:.1} ms, ran in {:.2} ms", ready.as_secs_f64() * 1e3, took.as_secs_f64() * 1e3);
     }
     Ok(if passes { 0 } else { DIFFERS })
+}
+
+/// A model that runs.
+enum Ready {
+    Compiled(Session),
+    Interpreted(Model),
+}
+
+/// Inputs by name.
+type Inputs = Vec<(String, Value)>;
+
+/// Makes a model ready. One that must know its small integer inputs is made ready for those given, and the inputs that are
+/// left come with it.
+fn prepare(args: &RunArgs) -> Result<(Ready, Option<Inputs>), Fail> {
+    let options = open::options(&args.model);
+    let ready = |model: Model| -> Result<Ready, Fail> {
+        if args.interpret {
+            return Ok(Ready::Interpreted(model));
+        }
+        let _wait = Progress::wait("compiling");
+        Ok(Ready::Compiled(model.compile(&options)?))
+    };
+    if open::is_bundle(&args.model.model)? {
+        return Ok((Ready::Compiled(open::session(&args.model, &options)?), None));
+    }
+    let path = &args.model.model;
+    let error = match open::model(&args.model) {
+        Ok(model) => return Ok((ready(model)?, None)),
+        Err(e) => e,
+    };
+    if !matches!(tongtu::code_of(&error.message), "O008" | "O009") {
+        return Err(error);
+    }
+    let wants = data::wants_of_names(&Model::input_names(path)?, &[]);
+    let Ok(inputs) = data::inputs(&args.inputs, &wants, false) else { return Err(error) };
+    let known = inputs.iter().map(|(n, v)| Ok((n.clone(), data::host_value(v)?))).collect::<Result<Vec<_>, Fail>>()?;
+    let load = LoadOptions { dims: args.model.fix.clone(), ..LoadOptions::default() };
+    let (model, fixed) = Model::load_for(path, &load, &known)?;
+    if !fixed.is_empty() {
+        eprintln!("note: the model is compiled for the contents of {}", fixed.join(", "));
+    }
+    let left = inputs.into_iter().filter(|(n, _)| !fixed.contains(n)).collect();
+    Ok((ready(model)?, Some(left)))
 }
 
 fn compare(

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use tongtu_graph::Module;
 use tongtu_graph::eval::{self, HostValue};
-use tongtu_onnx::Loaded;
+use tongtu_onnx::{Loaded, OnnxError};
 use tongtu_plan::Plan;
 use tongtu_plan::bundle::{self, Info};
+use tongtu_tensor::Tensor;
 
 use crate::cache;
 use crate::error::Error;
@@ -51,6 +52,35 @@ impl Model {
         let loaded = tongtu_onnx::load(path, options)?;
         let name = path.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         Ok(Model { loaded, path: Some(path.to_path_buf()), name, key: options_key(options) })
+    }
+
+    /// Reads an ONNX file to be run on given inputs. Where it cannot be taken without knowing the contents of small integer
+    /// inputs (axes, sizes, repeats), these become part of the model: they are no inputs of it any more, and their names are
+    /// given back.
+    pub fn load_for(
+        path: impl AsRef<Path>,
+        options: &LoadOptions,
+        inputs: &[(String, HostValue)],
+    ) -> Result<(Model, Vec<String>), Error> {
+        let path = path.as_ref();
+        let error = match Model::load_with(path, options) {
+            Ok(model) => return Ok((model, Vec::new())),
+            Err(e) => e,
+        };
+        let small = |t: &&Tensor| !t.dtype().is_float() && t.rank() <= 1 && t.len() <= 64;
+        let known = |(n, v): &(String, HostValue)| Some((n.clone(), v.as_tensor().filter(small)?.clone()));
+        let mut options = options.clone();
+        options.constants.extend(inputs.iter().filter_map(known));
+        let names: Vec<String> = options.constants.iter().map(|(n, _)| n.clone()).collect();
+        match matches!(error, Error::Onnx(OnnxError::Node(_) | OnnxError::Nodes(_))) && !names.is_empty() {
+            true => Ok((Model::load_with(path, &options)?, names)),
+            false => Err(error),
+        }
+    }
+
+    /// The names of the inputs that a file asks for, whether or not it can be loaded.
+    pub fn input_names(path: impl AsRef<Path>) -> Result<Vec<String>, Error> {
+        Ok(tongtu_onnx::input_names(path)?)
     }
 
     /// Reads an ONNX model from memory; it cannot refer to other files.
@@ -106,7 +136,9 @@ impl Model {
 
     /// Compiles the model without loading it anywhere.
     pub fn plan(&self, options: &Options) -> Result<Plan, Error> {
-        pipeline::compile(self.module(), options)
+        let mut plan = pipeline::compile(self.module(), options)?;
+        pipeline::name_ports(&mut plan, &self.inputs(), &self.outputs());
+        Ok(plan)
     }
 
     /// Compiles the model to a bundle on disk, which [`Session::open`] maps.

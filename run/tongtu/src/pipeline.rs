@@ -13,6 +13,12 @@ pub const KERNELS_VERSION: &str = env!("TONGTU_KERNELS");
 /// Changes with every source that decides a compiled model.
 pub const MODELS_VERSION: &str = env!("TONGTU_MODELS");
 
+/// Gives the plan's inputs and outputs the names of the model's, which values deep inside it may not have kept.
+pub(crate) fn name_ports(plan: &mut Plan, inputs: &[&str], outputs: &[&str]) {
+    let ports = plan.inputs.iter_mut().zip(inputs).chain(plan.outputs.iter_mut().zip(outputs));
+    ports.for_each(|(port, name)| port.name = name.to_string());
+}
+
 /// Compiles a module for the options' chip.
 pub fn compile(module: &Module, options: &Options) -> Result<Plan, Error> {
     let chip = options.chip()?;

@@ -95,7 +95,13 @@ impl Session {
         options: &VerifyOptions<'_>,
     ) -> Result<(Outputs, VerifyReport), Error> {
         let values = self.ordered(inputs)?;
-        let recompile = |m: &Module| pipeline::compile(m, &self.options).map_err(|e| e.to_string());
+        let recompile = |m: &Module| {
+            let mut plan = pipeline::compile(m, &self.options).map_err(|e| e.to_string())?;
+            let names: Vec<String> = (0..plan.inputs.len().max(plan.outputs.len())).map(|i| i.to_string()).collect();
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            pipeline::name_ports(&mut plan, &names, &names);
+            Ok(plan)
+        };
         let mut options = options.clone();
         if options.recompile.is_none() {
             options.recompile = Some(&recompile);
