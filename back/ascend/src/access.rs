@@ -1,0 +1,273 @@
+//! Block reads and writes: windows on device pointers, clipped to the view.
+
+use tongtu_tensor::Num;
+use tongtu_tile::{Factor, Inst, TileMap};
+
+use crate::emit::{Emit, Slot, Text, ViewSlot, constant, mlir, shaped};
+
+/// Where a window's elements are present: first coordinate and count for each memory dim.
+struct Clip {
+    first: Vec<String>,
+    count: Vec<String>,
+}
+
+impl Emit<'_> {
+    /// The factors that lie in memory, flattened, and those that repeat.
+    fn factors(map: &TileMap) -> (Vec<Factor>, bool) {
+        let memory: Vec<Factor> = map.0.iter().flatten().filter(|f| f.dim.is_some()).copied().collect();
+        let repeats = map.0.iter().flatten().any(|f| f.dim.is_none() && f.size > 1);
+        (memory, repeats)
+    }
+
+    /// The window as a memref value and its type, with the clipping it needs.
+    fn window(
+        &mut self,
+        inst: &Inst,
+        view: &ViewSlot,
+        index: &[String],
+        factors: &[Factor],
+        inside: &[bool],
+    ) -> Text<(String, String, Option<Clip>)> {
+        let mut offset = view.offset.clone();
+        for (i, stride) in index.iter().zip(&view.strides) {
+            let t = self.int_mul(i, stride);
+            offset = self.int_add(&offset, &t);
+        }
+        let offset = self.index(&offset);
+        let mut strides = Vec::new();
+        for f in factors {
+            let d = f.dim.unwrap_or(0);
+            let s = view.strides.get(d).cloned().unwrap_or_default();
+            let step = self.int(f.step);
+            let s = self.int_mul(&s, &step);
+            strides.push(match self.known.get(&s) {
+                Some(k) => k.to_string(),
+                None => self.index(&s),
+            });
+        }
+        let shape: Vec<usize> = factors.iter().map(|f| f.size).collect();
+        // A window of no dims is one element.
+        let (shape, strides) =
+            if shape.is_empty() { (vec![1], vec!["1".to_string()]) } else { (shape, strides) };
+        let fixed = |s: &String| if s.starts_with('%') { "?".to_string() } else { s.clone() };
+        let layout: Vec<String> = strides.iter().map(fixed).collect();
+        let element = mlir(view.dtype);
+        let sizes = shape.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+        let ty = format!("memref<{}, strided<[{}], offset: ?>>", shaped(&shape, &element), layout.join(", "));
+        let name = self.fresh();
+        self.line(format!(
+            "{name} = memref.reinterpret_cast {} to offset: [{offset}], sizes: [{sizes}], strides: [{}] : {} to {ty}",
+            view.buffer,
+            strides.join(", "),
+            view.ty
+        ));
+        let clip = if inside.iter().all(|&i| i) {
+            None
+        } else {
+            Some(self.clip(inst, view, index, factors, inside)?)
+        };
+        Ok((name, ty, clip))
+    }
+
+    fn clip(
+        &mut self,
+        inst: &Inst,
+        view: &ViewSlot,
+        index: &[String],
+        factors: &[Factor],
+        inside: &[bool],
+    ) -> Text<Clip> {
+        let mut clip = Clip {
+            first: vec!["0".to_string(); factors.len().max(1)],
+            count: factors.iter().map(|f| f.size.to_string()).collect(),
+        };
+        if factors.is_empty() {
+            clip.count.push("1".to_string());
+        }
+        for d in (0..inside.len()).filter(|&d| !inside[d]) {
+            let on: Vec<usize> =
+                (0..factors.len()).filter(|&i| factors[i].dim == Some(d) && factors[i].size > 1).collect();
+            let zero = self.int(0);
+            match on[..] {
+                [] => {
+                    // The index alone decides: nothing or all of the first dim.
+                    let low = self.pred("sge", &index[d], &zero);
+                    let high = self.pred("slt", &index[d], &view.dims[d]);
+                    let both = self.fresh();
+                    self.line(format!("{both} = arith.andi {low}, {high} : i1"));
+                    let have = self.as_int(&clip.count[0]);
+                    let n = self.fresh();
+                    self.line(format!("{n} = arith.select {both}, {have}, {zero} : i64"));
+                    clip.count[0] = self.index(&n);
+                }
+                [i] => {
+                    let f = factors[i];
+                    if f.step <= 0 {
+                        return self.refuse(inst, "a bounded dim walked backwards");
+                    }
+                    let (step, size) = (self.int(f.step), self.int(f.size as i64));
+                    let left = self.int_sub(&view.dims[d], &index[d]);
+                    let reach = self.int_ceil_div(&left, &step);
+                    let end = self.int_op("minsi", &reach, &size);
+                    let first = if self.not_negative.contains(&index[d]) {
+                        zero.clone()
+                    } else {
+                        let minus = self.int_sub(&zero, &index[d]);
+                        let low = self.int_ceil_div(&minus, &step);
+                        let low = self.int_op("maxsi", &low, &zero);
+                        self.int_op("minsi", &low, &size)
+                    };
+                    let n = self.int_sub(&end, &first);
+                    let n = self.int_op("maxsi", &n, &zero);
+                    // Another condition may have emptied this dim.
+                    let n = if clip.count[i].starts_with('%') {
+                        let have = self.as_int(&clip.count[i]);
+                        self.int_op("minsi", &n, &have)
+                    } else {
+                        n
+                    };
+                    clip.first[i] = match self.known.get(&first) {
+                        Some(k) => k.to_string(),
+                        None => self.index(&first),
+                    };
+                    clip.count[i] = self.index(&n);
+                }
+                _ => return self.refuse(inst, "a bounded view dim that several factors step along"),
+            }
+        }
+        Ok(clip)
+    }
+
+    /// The part of a memref that a clip leaves, and its type.
+    fn subview(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        strides: &[String],
+        dynamic: bool,
+        dtype: &str,
+        clip: &Clip,
+    ) -> (String, String) {
+        let from = if dynamic {
+            format!("memref<{}, strided<[{}], offset: ?>>", shaped(shape, dtype), strides.join(", "))
+        } else {
+            format!("memref<{}>", shaped(shape, dtype))
+        };
+        let moved = clip.first.iter().any(|f| f != "0");
+        let dims: Vec<String> =
+            clip.count.iter().map(|c| if c.starts_with('%') { "?".to_string() } else { c.clone() }).collect();
+        let offset = if dynamic || moved { ", offset: ?" } else { "" };
+        let to = format!("memref<{}x{dtype}, strided<[{}]{offset}>>", dims.join("x"), strides.join(", "));
+        let sub = self.fresh();
+        self.line(format!(
+            "{sub} = memref.subview {name}[{}] [{}] [{}] : {from} to {to}",
+            clip.first.join(", "),
+            clip.count.join(", "),
+            vec!["1"; shape.len()].join(", ")
+        ));
+        (sub, to)
+    }
+
+    pub(crate) fn load(&mut self, inst: &Inst, map: &TileMap, inside: &[bool], pad: Num) -> Text<()> {
+        let view = self.view(inst.operands[0])?;
+        let index =
+            inst.operands[1..=inside.len()].iter().map(|&v| self.scalar(v)).collect::<Text<Vec<_>>>()?;
+        let (factors, repeats) = Self::factors(map);
+        if repeats {
+            return self.refuse(inst, "a block that repeats elements");
+        }
+        let (name, ty, clip) = self.window(inst, &view, &index, &factors, inside)?;
+        let shape: Vec<usize> = factors.iter().map(|f| f.size).collect();
+        let shape = if shape.is_empty() { vec![1] } else { shape };
+        let element = mlir(view.dtype);
+        let local_ty = format!("memref<{}>", shaped(&shape, &element));
+        let local = self.fresh();
+        self.line(format!("{local} = memref.alloc() : {local_ty}"));
+        match clip {
+            None => self.line(format!("memref.copy {name}, {local} : {ty} to {local_ty}")),
+            Some(clip) => {
+                let p = self.fresh();
+                self.line(format!("{p} = arith.constant {} : {element}", constant(view.dtype, pad)));
+                self.line(format!("linalg.fill ins({p} : {element}) outs({local} : {local_ty})"));
+                let layout = layout_of(&ty);
+                let (from, from_ty) = self.subview(&name, &shape, &layout, true, &element, &clip);
+                let own: Vec<String> = row_major(&shape);
+                let (to, to_ty) = self.subview(&local, &shape, &own, false, &element, &clip);
+                self.line(format!("memref.copy {from}, {to} : {from_ty} to {to_ty}"));
+            }
+        }
+        let t = self.fresh();
+        self.line(format!("{t} = bufferization.to_tensor {local} restrict writable : {local_ty}"));
+        let result_shape = self.shape(inst.results[0]);
+        let t = self.reshaped(&t, &element, &shape, &result_shape);
+        let t = self.to_bool(t, view.dtype, &result_shape);
+        self.define(inst.results[0], Slot::Value(t));
+        Ok(())
+    }
+
+    pub(crate) fn store(&mut self, inst: &Inst, map: &TileMap, inside: &[bool]) -> Text<()> {
+        let view = self.view(inst.operands[0])?;
+        let index =
+            inst.operands[2..2 + inside.len()].iter().map(|&v| self.scalar(v)).collect::<Text<Vec<_>>>()?;
+        let (factors, repeats) = Self::factors(map);
+        if repeats {
+            return self.refuse(inst, "a block that repeats elements");
+        }
+        let (name, ty, clip) = self.window(inst, &view, &index, &factors, inside)?;
+        let shape: Vec<usize> = factors.iter().map(|f| f.size).collect();
+        let shape = if shape.is_empty() { vec![1] } else { shape };
+        let element = mlir(view.dtype);
+        let from = self.shape(inst.operands[1]);
+        let value = self.scalar(inst.operands[1])?;
+        let value = self.from_bool(value, view.dtype, &from);
+        let value = self.reshaped(&value, &element, &from, &shape);
+        let tensor = format!("tensor<{}>", shaped(&shape, &element));
+        match clip {
+            None => self.line(format!(
+                "bufferization.materialize_in_destination {value} in writable {name} : ({tensor}, {ty}) -> ()"
+            )),
+            Some(clip) => {
+                let dims: Vec<String> = clip
+                    .count
+                    .iter()
+                    .map(|c| if c.starts_with('%') { "?".to_string() } else { c.clone() })
+                    .collect();
+                let part_ty = format!("tensor<{}x{element}>", dims.join("x"));
+                let part = self.fresh();
+                self.line(format!(
+                    "{part} = tensor.extract_slice {value}[{}] [{}] [{}] : {tensor} to {part_ty}",
+                    clip.first.join(", "),
+                    clip.count.join(", "),
+                    vec!["1"; shape.len()].join(", ")
+                ));
+                let layout = layout_of(&ty);
+                let (to, to_ty) = self.subview(&name, &shape, &layout, true, &element, &clip);
+                self.line(format!(
+                    "bufferization.materialize_in_destination {part} in writable {to} : ({part_ty}, {to_ty}) -> ()"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn row_major(shape: &[usize]) -> Vec<String> {
+    let mut stride = 1;
+    let mut out: Vec<String> = shape
+        .iter()
+        .rev()
+        .map(|&n| {
+            let s = stride.to_string();
+            stride *= n;
+            s
+        })
+        .collect();
+    out.reverse();
+    out
+}
+
+/// The strides in a memref type written by `window`.
+fn layout_of(ty: &str) -> Vec<String> {
+    let inner = ty.split("strided<[").nth(1).and_then(|s| s.split(']').next()).unwrap_or("");
+    inner.split(", ").map(str::to_string).collect()
+}

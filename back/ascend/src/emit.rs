@@ -1,0 +1,1029 @@
+//! A tile kernel as MLIR text.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::Write;
+
+use tongtu_chip::Chip;
+use tongtu_plan::backend::{CompileError, Support};
+use tongtu_tensor::scalar::{Binary, Compare, Unary};
+use tongtu_tensor::{Combiner, DType, Num, Overflow};
+use tongtu_tile::{Block, Inst, Kernel, Op, ParamKind, Ty, Val};
+
+use crate::legal;
+
+pub(crate) type Text<T> = Result<T, CompileError>;
+
+/// A view: nothing of it is in the text until a block is accessed.
+#[derive(Clone, Debug)]
+pub(crate) struct ViewSlot {
+    pub buffer: String,
+    /// The buffer's memref type.
+    pub ty: String,
+    pub dtype: DType,
+    pub offset: String,
+    pub dims: Vec<String>,
+    pub strides: Vec<String>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Slot {
+    /// A scalar or tensor by its name.
+    Value(String),
+    Buffer {
+        name: String,
+        ty: String,
+        dtype: DType,
+    },
+    View(ViewSlot),
+}
+
+pub(crate) struct Emit<'a> {
+    kernel: &'a Kernel,
+    chip: &'a Chip,
+    out: String,
+    depth: usize,
+    next: usize,
+    slots: HashMap<Val, Slot>,
+    /// Integer constants by name.
+    pub known: HashMap<String, i64>,
+    /// Scalars proven not negative.
+    pub not_negative: HashSet<String>,
+    /// Tiles that only add dims of 1 to another: what they are made of.
+    squeezed: HashMap<Val, (String, Vec<usize>)>,
+    /// Tiles that must come from a fill: accumulators of products and reductions.
+    filled: HashSet<Val>,
+}
+
+/// The text of a verified kernel for a chip; equal kernels give equal text.
+///
+/// # Errors
+/// An instruction that the chip lacks, by name.
+pub fn emit(kernel: &Kernel, chip: &Chip) -> Result<String, CompileError> {
+    let mut e = Emit {
+        kernel,
+        chip,
+        out: String::new(),
+        depth: 1,
+        next: 0,
+        slots: HashMap::new(),
+        known: HashMap::new(),
+        not_negative: HashSet::new(),
+        squeezed: HashMap::new(),
+        filled: HashSet::new(),
+    };
+    find_fills(&kernel.body, &mut e.filled);
+    e.kernel()?;
+    Ok(e.out)
+}
+
+fn find_fills(block: &Block, out: &mut HashSet<Val>) {
+    for inst in &block.insts {
+        match inst.op {
+            Op::Mma {} => out.extend(inst.operands.first()),
+            Op::For {} => out.extend(inst.operands.get(3..).unwrap_or(&[])),
+            Op::While {} => out.extend(inst.operands.get(1..).unwrap_or(&[])),
+            _ => {}
+        }
+        inst.blocks.iter().for_each(|b| find_fills(b, out));
+    }
+}
+
+/// The element type in MLIR; bools in memory are bytes.
+pub(crate) fn mlir(d: DType) -> String {
+    match d {
+        DType::Bool => "i8".to_string(),
+        DType::F16 | DType::BF16 | DType::F32 | DType::F64 => d.name().to_string(),
+        DType::F8E4M3FN => "f8E4M3FN".to_string(),
+        DType::F8E5M2 => "f8E5M2".to_string(),
+        d => format!("i{}", d.bits()),
+    }
+}
+
+/// The element type of values.
+fn element(d: DType) -> String {
+    if d.is_bool() { "i1".to_string() } else { mlir(d) }
+}
+
+/// `2x3xf32`.
+pub(crate) fn shaped(shape: &[usize], element: &str) -> String {
+    shape.iter().map(|n| format!("{n}x")).collect::<String>() + element
+}
+
+fn ty_text(d: DType, shape: &[usize]) -> String {
+    if shape.is_empty() { element(d) } else { format!("tensor<{}>", shaped(shape, &element(d))) }
+}
+
+/// A literal: floats by their bits where a short decimal does not say them exactly.
+pub(crate) fn constant(d: DType, value: Num) -> String {
+    let code = d.encode(value, Overflow::Format);
+    if d.is_bool() {
+        return code.to_string();
+    }
+    if d.is_float() {
+        let short = format!("{:?}", d.decode(code).to_f64());
+        let plain = short.contains('.') && !short.contains('e') && short.len() < 12;
+        return if plain { short } else { format!("0x{code:0width$X}", width = d.bits() as usize / 4) };
+    }
+    // Signless integers print as signed.
+    let unused = 64 - d.bits();
+    (((code << unused) as i64) >> unused).to_string()
+}
+
+impl Emit<'_> {
+    pub(crate) fn refuse<T>(&self, inst: &Inst, reason: &str) -> Text<T> {
+        let tys = inst.operands.iter().map(|&v| self.kernel.ty(v).to_string()).collect::<Vec<_>>();
+        Err(CompileError::Unsupported {
+            kernel: self.kernel.name.clone(),
+            instruction: format!("{} ({})", inst.op.name(), tys.join(", ")),
+            chip: self.chip.name.clone(),
+            reason: reason.to_string(),
+        })
+    }
+
+    fn internal<T>(&self, detail: &str) -> Text<T> {
+        Err(CompileError::Internal { kernel: self.kernel.name.clone(), detail: detail.to_string() })
+    }
+
+    pub(crate) fn line(&mut self, text: String) {
+        let _ = writeln!(self.out, "{:indent$}{text}", "", indent = self.depth * 2);
+    }
+
+    pub(crate) fn fresh(&mut self) -> String {
+        self.next += 1;
+        format!("%v{}", self.next)
+    }
+
+    pub(crate) fn define(&mut self, v: Val, slot: Slot) {
+        self.slots.insert(v, slot);
+    }
+
+    pub(crate) fn shape(&self, v: Val) -> Vec<usize> {
+        self.kernel.ty(v).as_tile().map(|(_, s)| s.to_vec()).unwrap_or_default()
+    }
+
+    fn dtype(&self, v: Val) -> DType {
+        self.kernel.ty(v).dtype()
+    }
+
+    fn ty(&self, v: Val) -> String {
+        ty_text(self.dtype(v), &self.shape(v))
+    }
+
+    /// The name of a scalar or tensor.
+    pub(crate) fn scalar(&self, v: Val) -> Text<String> {
+        match self.slots.get(&v) {
+            Some(Slot::Value(name)) => Ok(name.clone()),
+            _ => self.internal("a buffer or view stands where a value is wanted"),
+        }
+    }
+
+    pub(crate) fn view(&self, v: Val) -> Text<ViewSlot> {
+        match self.slots.get(&v) {
+            Some(Slot::View(view)) => Ok(view.clone()),
+            _ => self.internal("a view is wanted"),
+        }
+    }
+
+    // Arithmetic on i64 scalars.
+
+    pub(crate) fn int(&mut self, value: i64) -> String {
+        let name = self.fresh();
+        self.line(format!("{name} = arith.constant {value} : i64"));
+        self.known.insert(name.clone(), value);
+        if value >= 0 {
+            self.not_negative.insert(name.clone());
+        }
+        name
+    }
+    pub(crate) fn int_op(&mut self, op: &str, a: &str, b: &str) -> String {
+        let name = self.fresh();
+        self.line(format!("{name} = arith.{op} {a}, {b} : i64"));
+        let both = self.not_negative.contains(a) && self.not_negative.contains(b);
+        let either = self.not_negative.contains(a) || self.not_negative.contains(b);
+        let positive = match op {
+            "addi" | "muli" | "minsi" | "divsi" | "remsi" | "ceildivsi" => both,
+            "maxsi" => either,
+            _ => false,
+        };
+        if positive {
+            self.not_negative.insert(name.clone());
+        }
+        name
+    }
+    pub(crate) fn int_add(&mut self, a: &str, b: &str) -> String {
+        match (self.known.get(a).copied(), self.known.get(b).copied()) {
+            (Some(x), Some(y)) => self.int(x.wrapping_add(y)),
+            (Some(0), None) => b.to_string(),
+            (None, Some(0)) => a.to_string(),
+            _ => self.int_op("addi", a, b),
+        }
+    }
+    pub(crate) fn int_sub(&mut self, a: &str, b: &str) -> String {
+        match (self.known.get(a).copied(), self.known.get(b).copied()) {
+            (Some(x), Some(y)) => self.int(x.wrapping_sub(y)),
+            (None, Some(0)) => a.to_string(),
+            _ => self.int_op("subi", a, b),
+        }
+    }
+    pub(crate) fn int_mul(&mut self, a: &str, b: &str) -> String {
+        match (self.known.get(a).copied(), self.known.get(b).copied()) {
+            (Some(x), Some(y)) => self.int(x.wrapping_mul(y)),
+            (Some(1), None) => b.to_string(),
+            (None, Some(1)) => a.to_string(),
+            (Some(0), _) | (_, Some(0)) => self.int(0),
+            _ => self.int_op("muli", a, b),
+        }
+    }
+    /// `ceil(a / b)` for b above 0 and any a; for a below 0 any value not above 0.
+    pub(crate) fn int_ceil_div(&mut self, a: &str, b: &str) -> String {
+        match self.known.get(b).copied() {
+            Some(1) => a.to_string(),
+            Some(k) => {
+                let more = self.int(k - 1);
+                let sum = self.int_add(a, &more);
+                self.int_op("divsi", &sum, b)
+            }
+            None => self.int_op("ceildivsi", a, b),
+        }
+    }
+    pub(crate) fn index(&mut self, a: &str) -> String {
+        let name = self.fresh();
+        self.line(format!("{name} = arith.index_cast {a} : i64 to index"));
+        name
+    }
+    /// An index value or a number as i64.
+    pub(crate) fn as_int(&mut self, a: &str) -> String {
+        match a.parse() {
+            Ok(k) => self.int(k),
+            Err(_) => {
+                let name = self.fresh();
+                self.line(format!("{name} = arith.index_cast {a} : index to i64"));
+                name
+            }
+        }
+    }
+    pub(crate) fn pred(&mut self, p: &str, a: &str, b: &str) -> String {
+        let name = self.fresh();
+        self.line(format!("{name} = arith.cmpi {p}, {a}, {b} : i64"));
+        name
+    }
+
+    /// A tensor under other dims of the same elements.
+    pub(crate) fn reshaped(&mut self, t: &str, element: &str, from: &[usize], to: &[usize]) -> String {
+        if from == to {
+            return t.to_string();
+        }
+        let total: usize = from.iter().product();
+        let mut t = t.to_string();
+        let text = |s: &[usize]| format!("tensor<{}>", shaped(s, element));
+        let group = |n: usize| (0..n).map(|i| i.to_string()).collect::<Vec<_>>().join(", ");
+        if to.is_empty() {
+            let zeros = from.iter().map(|_| self.index_constant(0)).collect::<Vec<_>>().join(", ");
+            let name = self.fresh();
+            self.line(format!("{name} = tensor.extract {t}[{zeros}] : {}", text(from)));
+            return name;
+        }
+        let mut now = from.to_vec();
+        if now.is_empty() {
+            let name = self.fresh();
+            self.line(format!("{name} = tensor.from_elements {t} : {}", text(&[1])));
+            t = name;
+            now = vec![1];
+        }
+        if now.len() > 1 {
+            let name = self.fresh();
+            self.line(format!(
+                "{name} = tensor.collapse_shape {t} [[{}]] : {} into {}",
+                group(now.len()),
+                text(&now),
+                text(&[total])
+            ));
+            t = name;
+        }
+        if to.len() > 1 {
+            let name = self.fresh();
+            let sizes = to.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+            self.line(format!(
+                "{name} = tensor.expand_shape {t} [[{}]] output_shape [{sizes}] : {} into {}",
+                group(to.len()),
+                text(&[total]),
+                text(to)
+            ));
+            t = name;
+        }
+        t
+    }
+
+    fn index_constant(&mut self, k: usize) -> String {
+        let name = self.fresh();
+        self.line(format!("{name} = arith.constant {k} : index"));
+        name
+    }
+
+    /// Bytes read from memory as truth values.
+    pub(crate) fn to_bool(&mut self, t: String, d: DType, shape: &[usize]) -> String {
+        if !d.is_bool() {
+            return t;
+        }
+        let bytes =
+            if shape.is_empty() { "i8".to_string() } else { format!("tensor<{}>", shaped(shape, "i8")) };
+        let (zero, name) = (self.fresh(), self.fresh());
+        let literal = if shape.is_empty() { "0".to_string() } else { "dense<0>".to_string() };
+        self.line(format!("{zero} = arith.constant {literal} : {bytes}"));
+        self.line(format!("{name} = arith.cmpi ne, {t}, {zero} : {bytes}"));
+        name
+    }
+
+    /// Truth values as bytes.
+    pub(crate) fn from_bool(&mut self, t: String, d: DType, shape: &[usize]) -> String {
+        if !d.is_bool() {
+            return t;
+        }
+        let bytes =
+            if shape.is_empty() { "i8".to_string() } else { format!("tensor<{}>", shaped(shape, "i8")) };
+        let name = self.fresh();
+        self.line(format!("{name} = arith.extui {t} : {} to {bytes}", ty_text(d, shape)));
+        name
+    }
+
+    fn kernel(&mut self) -> Text<()> {
+        let kernel = self.kernel;
+        let mut args = vec!["%lock: memref<?xi8>".to_string(), "%ws: memref<?xi8>".to_string()];
+        for (i, p) in kernel.params.iter().enumerate() {
+            let name = format!("%p{i}");
+            match p.kind {
+                ParamKind::Buffer(d, _) => {
+                    let ty = format!("memref<?x{}>", mlir(d));
+                    args.push(format!("{name}: {ty}"));
+                    self.define(p.value, Slot::Buffer { name, ty, dtype: d });
+                }
+                ParamKind::Scalar(d) => {
+                    args.push(format!("{name}: {}", element(d)));
+                    self.define(p.value, Slot::Value(name));
+                }
+            }
+        }
+        args.extend(["gx", "gy", "gz", "px", "py", "pz"].map(|n| format!("%{n}: i32")));
+        let symbol: String =
+            kernel.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+        let _ = writeln!(self.out, "func.func @{symbol}({})", args.join(", "));
+        let _ = writeln!(
+            self.out,
+            "    attributes {{SyncBlockLockArgIdx = 0 : i64, WorkspaceArgIdx = 1 : i64, global_kernel = \"local\"}} {{"
+        );
+        self.block(&kernel.body)?;
+        self.line("return".to_string());
+        self.out.push_str("}\n");
+        Ok(())
+    }
+
+    fn block(&mut self, block: &Block) -> Text<()> {
+        block.insts.iter().try_for_each(|i| self.inst(i))
+    }
+
+    fn inst(&mut self, inst: &Inst) -> Text<()> {
+        let tys = |vals: &[Val]| vals.iter().map(|&v| self.kernel.ty(v).clone()).collect::<Vec<Ty>>();
+        match legal::supports(&inst.op, &tys(&inst.operands), &tys(&inst.results), self.chip) {
+            Support::Native => {}
+            Support::Emulated(how) => {
+                return self.refuse(inst, &format!("it must be rewritten first ({how})"));
+            }
+            Support::No(why) => return self.refuse(inst, &why),
+        }
+        match &inst.op {
+            Op::For {} => return self.for_loop(inst),
+            Op::While {} => return self.while_loop(inst),
+            Op::If {} => return self.branch(inst),
+            Op::Load { map, inside, pad, .. } => return self.load(inst, map, inside, *pad),
+            Op::Store { map, inside, .. } => return self.store(inst, map, inside),
+            Op::View { rank } => {
+                let Some(Slot::Buffer { name, ty, dtype }) = self.slots.get(&inst.operands[0]).cloned()
+                else {
+                    return self.internal("a view of no buffer");
+                };
+                let rest = inst.operands[1..].iter().map(|&v| self.scalar(v)).collect::<Text<Vec<_>>>()?;
+                let view = ViewSlot {
+                    buffer: name,
+                    ty,
+                    dtype,
+                    offset: rest[0].clone(),
+                    dims: rest[1..1 + rank].to_vec(),
+                    strides: rest[1 + rank..].to_vec(),
+                };
+                self.define(inst.results[0], Slot::View(view));
+                return Ok(());
+            }
+            Op::Alloc { dtype, len } => {
+                let (name, ty) = (self.fresh(), format!("memref<{len}x{}>", mlir(*dtype)));
+                self.line(format!("{name} = memref.alloc() : {ty}"));
+                self.define(inst.results[0], Slot::Buffer { name, ty, dtype: *dtype });
+                return Ok(());
+            }
+            Op::Reduce { combiner, dims } => return self.reduce(inst, *combiner, dims),
+            _ => {}
+        }
+        let ops = inst.operands.iter().map(|&v| self.scalar(v)).collect::<Text<Vec<_>>>()?;
+        let result = inst.results[0];
+        let name = self.value(inst, &ops)?;
+        self.define(result, Slot::Value(name));
+        Ok(())
+    }
+
+    /// An instruction of one result and no region.
+    fn value(&mut self, inst: &Inst, ops: &[String]) -> Text<String> {
+        let result = inst.results[0];
+        let (ty, shape) = (self.ty(result), self.shape(result));
+        let d = inst.operands.first().map_or(DType::Bool, |&v| self.dtype(v));
+        let from = inst.operands.first().map_or_else(String::new, |&v| self.ty(v));
+        let from_shape = inst.operands.first().map_or_else(Vec::new, |&v| self.shape(v));
+        let name = self.fresh();
+        match &inst.op {
+            Op::Unary(u) => self.unary(inst, *u, d, &ops[0], &ty, &name)?,
+            Op::Binary(b) => return self.binary(*b, d, &shape, &ops[0], &ops[1], &ty),
+            Op::Compare(c) => {
+                let (op, p) = compare(*c, d);
+                self.line(format!("{name} = arith.{op} {p}, {}, {} : {from}", ops[0], ops[1]));
+            }
+            Op::Select {} => {
+                let condition = if from_shape == shape { String::new() } else { "i1, ".to_string() };
+                let condition =
+                    if condition.is_empty() && !shape.is_empty() { format!("{from}, ") } else { condition };
+                self.line(format!(
+                    "{name} = arith.select {}, {}, {} : {condition}{ty}",
+                    ops[0], ops[1], ops[2]
+                ));
+            }
+            Op::Fma {} => self.line(format!("{name} = math.fma {}, {}, {} : {ty}", ops[0], ops[1], ops[2])),
+            Op::Full { dtype, value, .. } => return Ok(self.full(result, *dtype, &shape, *value, &ty)),
+            Op::Iota { dtype, dim, .. } => return Ok(self.iota(*dtype, &shape, *dim)),
+            Op::ProgramId { axis } | Op::NumPrograms { axis } => {
+                let kind = if matches!(inst.op, Op::ProgramId { .. }) { "p" } else { "g" };
+                let axis = ["x", "y", "z"][*axis];
+                self.line(format!("{name} = arith.extsi %{kind}{axis} : i32 to i64"));
+                self.not_negative.insert(name.clone());
+            }
+            Op::Cast { to, .. } => return self.cast(inst, d, *to, &ops[0], &from, &ty),
+            Op::Bitcast { to } => {
+                if element(d) == element(*to) {
+                    return Ok(ops[0].clone());
+                }
+                self.line(format!("{name} = arith.bitcast {} : {from} to {ty}", ops[0]));
+            }
+            Op::Broadcast { .. } => return Ok(self.broadcast(inst, &ops[0], &shape)),
+            Op::Reshape { .. } => {
+                let core = |s: &[usize]| s.iter().copied().filter(|&n| n != 1).collect::<Vec<_>>();
+                if core(&from_shape) == core(&shape) {
+                    let source = self.squeezed.get(&inst.operands[0]).cloned();
+                    let source = source.unwrap_or((ops[0].clone(), from_shape.clone()));
+                    self.squeezed.insert(result, source);
+                }
+                return Ok(self.reshaped(&ops[0], &element(d), &from_shape, &shape));
+            }
+            Op::Permute { perm } => {
+                let empty = self.empty(&ty);
+                let p = perm.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+                self.line(format!(
+                    "{name} = linalg.transpose ins({} : {from}) outs({empty} : {ty}) permutation = [{p}]",
+                    ops[0]
+                ));
+            }
+            Op::Extract { offset, .. } => {
+                let join = |v: &[usize]| v.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+                let ones = vec!["1"; shape.len()].join(", ");
+                self.line(format!(
+                    "{name} = tensor.extract_slice {}[{}] [{}] [{ones}] : {from} to {ty}",
+                    ops[0],
+                    join(offset),
+                    join(&shape)
+                ));
+            }
+            Op::Concat { dim } => {
+                let tys = inst.operands.iter().map(|&v| self.ty(v)).collect::<Vec<_>>().join(", ");
+                self.line(format!("{name} = tensor.concat dim({dim}) {} : ({tys}) -> {ty}", ops.join(", ")));
+            }
+            Op::TakeAlong { dim } => {
+                let (empty, index) = (self.empty(&ty), self.ty(inst.operands[1]));
+                self.line(format!(
+                    "{name} = hfusion.gather ins({}, {} : {from}, {index}) outs({empty} : {ty}) axis = {dim} -> {ty}",
+                    ops[0], ops[1]
+                ));
+            }
+            Op::Scan { combiner, dim, reverse } => {
+                let op = if *combiner == Combiner::Add { "cumsum" } else { "cumprod" };
+                self.line(format!(
+                    "{name} = hfusion.{op} {} : {from} cum_dims = [{dim}] reverse = {reverse} -> {ty}",
+                    ops[0]
+                ));
+            }
+            Op::Mma {} => {
+                let (a, b) = (self.ty(inst.operands[1]), self.ty(inst.operands[2]));
+                self.line(format!(
+                    "{name} = linalg.matmul ins({}, {} : {a}, {b}) outs({} : {ty}) -> {ty}",
+                    ops[1], ops[2], ops[0]
+                ));
+            }
+            _ => return self.internal("an instruction without a translation"),
+        }
+        Ok(name)
+    }
+
+    fn empty(&mut self, ty: &str) -> String {
+        let name = self.fresh();
+        self.line(format!("{name} = tensor.empty() : {ty}"));
+        name
+    }
+
+    fn full(&mut self, v: Val, d: DType, shape: &[usize], value: Num, ty: &str) -> String {
+        let literal = constant(d, value);
+        if shape.is_empty() {
+            if d == DType::I64 {
+                return self.int(value.to_i128() as i64);
+            }
+            let name = self.fresh();
+            self.line(format!("{name} = arith.constant {literal} : {}", element(d)));
+            return name;
+        }
+        if self.filled.contains(&v) {
+            let scalar = self.fresh();
+            self.line(format!("{scalar} = arith.constant {literal} : {}", element(d)));
+            return self.fill(&scalar, &element(d), ty);
+        }
+        let name = self.fresh();
+        self.line(format!("{name} = arith.constant dense<{literal}> : {ty}"));
+        name
+    }
+
+    fn fill(&mut self, scalar: &str, element: &str, ty: &str) -> String {
+        let (empty, name) = (self.empty(ty), self.fresh());
+        self.line(format!("{name} = linalg.fill ins({scalar} : {element}) outs({empty} : {ty}) -> {ty}"));
+        name
+    }
+
+    fn iota(&mut self, d: DType, shape: &[usize], dim: usize) -> String {
+        let ty = ty_text(d, shape);
+        let empty = self.empty(&ty);
+        let (zero, one) = (self.index_constant(0), self.index_constant(1));
+        let strides = (0..shape.len()).map(|i| if i == dim { one.clone() } else { zero.clone() });
+        let strides = strides.collect::<Vec<_>>().join(", ");
+        let name = self.fresh();
+        self.line(format!(
+            "{name} = hfusion.arange offset[{zero}] strides[{strides}] outs({empty} : {ty}) -> {ty}"
+        ));
+        name
+    }
+
+    fn unary(&mut self, inst: &Inst, u: Unary, d: DType, x: &str, ty: &str, name: &str) -> Text<()> {
+        let shape = self.shape(inst.operands[0]);
+        let from = ty_text(d, &shape);
+        let text = match u {
+            Unary::Neg if d.is_float() => format!("arith.negf {x} : {ty}"),
+            Unary::Abs if d.is_float() => format!("math.absf {x} : {ty}"),
+            Unary::Abs => format!("math.absi {x} : {ty}"),
+            Unary::Neg | Unary::Not => {
+                let (value, op) = match u {
+                    Unary::Neg => (Num::Int(0), "subi"),
+                    _ if d.is_bool() => (Num::Int(1), "xori"),
+                    _ => (Num::Int(-1), "xori"),
+                };
+                let (c, k) = (self.fresh(), constant(d, value));
+                let k = if shape.is_empty() { k } else { format!("dense<{k}>") };
+                self.line(format!("{c} = arith.constant {k} : {ty}"));
+                format!("arith.{op} {c}, {x} : {ty}")
+            }
+            Unary::IsNan => format!("arith.cmpf une, {x}, {x} : {from}"),
+            u => format!("math.{} {x} : {ty}", u.name()),
+        };
+        self.line(format!("{name} = {text}"));
+        Ok(())
+    }
+
+    fn binary(&mut self, b: Binary, d: DType, shape: &[usize], x: &str, y: &str, ty: &str) -> Text<String> {
+        if shape.is_empty() && d == DType::I64 {
+            match b {
+                Binary::Add => return Ok(self.int_add(x, y)),
+                Binary::Sub => return Ok(self.int_sub(x, y)),
+                Binary::Mul => return Ok(self.int_mul(x, y)),
+                Binary::Max => return Ok(self.int_op("maxsi", x, y)),
+                Binary::Min => return Ok(self.int_op("minsi", x, y)),
+                Binary::Div if self.known.get(y).is_some_and(|&k| k > 0) => {
+                    return Ok(self.int_op("divsi", x, y));
+                }
+                _ => {}
+            }
+        }
+        let (float, signed) = (d.is_float(), d.is_signed());
+        let op = match b {
+            Binary::Add if float => "addf",
+            Binary::Sub if float => "subf",
+            Binary::Mul if float => "mulf",
+            Binary::Div if float => "divf",
+            Binary::Max if float => "maximumf",
+            Binary::Min if float => "minimumf",
+            Binary::MaxNum if float => "maxnumf",
+            Binary::MinNum if float => "minnumf",
+            Binary::Add => "addi",
+            Binary::Sub => "subi",
+            Binary::Mul => "muli",
+            Binary::Max | Binary::MaxNum => {
+                if signed {
+                    "maxsi"
+                } else {
+                    "maxui"
+                }
+            }
+            Binary::Min | Binary::MinNum => {
+                if signed {
+                    "minsi"
+                } else {
+                    "minui"
+                }
+            }
+            Binary::And => "andi",
+            Binary::Or => "ori",
+            Binary::Xor => "xori",
+            Binary::Div | Binary::Shl | Binary::Shr => return Ok(self.guarded(b, d, shape, x, y, ty)),
+            _ => return self.internal("a binary operation without a translation"),
+        };
+        let name = self.fresh();
+        self.line(format!("{name} = arith.{op} {x}, {y} : {ty}"));
+        Ok(name)
+    }
+
+    /// Division and shifts, which MLIR leaves undefined for some operands: those are replaced, and the result chosen.
+    fn guarded(&mut self, b: Binary, d: DType, shape: &[usize], x: &str, y: &str, ty: &str) -> String {
+        let constant_of = |e: &mut Self, n: i128| {
+            let (name, k) = (e.fresh(), constant(d, Num::Int(n)));
+            let k = if shape.is_empty() { k } else { format!("dense<{k}>") };
+            e.line(format!("{name} = arith.constant {k} : {ty}"));
+            name
+        };
+        let truth = ty_text(DType::Bool, shape);
+        let select = |e: &mut Self, p: &str, a: &str, b: &str| {
+            let name = e.fresh();
+            let condition = if shape.is_empty() { String::new() } else { format!("{truth}, ") };
+            e.line(format!("{name} = arith.select {p}, {a}, {b} : {condition}{ty}"));
+            name
+        };
+        let plain = |e: &mut Self, op: &str, a: &str, b: &str| {
+            let name = e.fresh();
+            e.line(format!("{name} = arith.{op} {a}, {b} : {ty}"));
+            name
+        };
+        let zero = constant_of(self, 0);
+        if b == Binary::Div {
+            let one = constant_of(self, 1);
+            let bad = plain(self, "cmpi eq,", y, &zero);
+            let safe = select(self, &bad, &one, y);
+            let q = if d.is_signed() {
+                // x / -1 is -x, which wraps.
+                let minus = constant_of(self, -1);
+                let flips = plain(self, "cmpi eq,", y, &minus);
+                let safe = select(self, &flips, &one, &safe);
+                let q = plain(self, "divsi", x, &safe);
+                let negated = plain(self, "subi", &zero, x);
+                select(self, &flips, &negated, &q)
+            } else {
+                plain(self, "divui", x, &safe)
+            };
+            return select(self, &bad, &zero, &q);
+        }
+        let width = constant_of(self, d.bits().into());
+        let in_range = plain(self, "cmpi ult,", y, &width);
+        let last = constant_of(self, i128::from(d.bits()) - 1);
+        let (op, other) = match b {
+            Binary::Shl => ("shli", &zero),
+            _ if d.is_signed() => ("shrsi", &last),
+            _ => ("shrui", &zero),
+        };
+        let safe = select(self, &in_range, y, if op == "shrsi" { other } else { &zero });
+        let r = plain(self, op, x, &safe);
+        if op == "shrsi" { r } else { select(self, &in_range, &r, &zero) }
+    }
+
+    fn cast(
+        &mut self,
+        inst: &Inst,
+        from: DType,
+        to: DType,
+        x: &str,
+        from_ty: &str,
+        ty: &str,
+    ) -> Text<String> {
+        let shape = self.shape(inst.results[0]);
+        let name = self.fresh();
+        if to.is_bool() {
+            let (zero, k) = (self.fresh(), constant(from, Num::Int(0)));
+            let k = if shape.is_empty() { k } else { format!("dense<{k}>") };
+            self.line(format!("{zero} = arith.constant {k} : {from_ty}"));
+            let op = if from.is_float() { "cmpf une," } else { "cmpi ne," };
+            self.line(format!("{name} = arith.{op} {x}, {zero} : {from_ty}"));
+            return Ok(name);
+        }
+        let op = match (from.is_float(), to.is_float()) {
+            (true, true) if from.bits() < to.bits() => "extf",
+            (true, true) if from.bits() > to.bits() => "truncf",
+            (true, true) => {
+                // Types of equal width: through f32.
+                let middle = ty_text(DType::F32, &shape);
+                let wide = self.fresh();
+                self.line(format!("{wide} = arith.extf {x} : {from_ty} to {middle}"));
+                self.line(format!("{name} = arith.truncf {wide} : {middle} to {ty}"));
+                return Ok(name);
+            }
+            (true, false) => {
+                if to.is_signed() {
+                    "fptosi"
+                } else {
+                    "fptoui"
+                }
+            }
+            (false, true) => {
+                if from.is_signed() {
+                    "sitofp"
+                } else {
+                    "uitofp"
+                }
+            }
+            (false, false) => match element(from).len().cmp(&element(to).len()) {
+                _ if element(from) == element(to) => return Ok(x.to_string()),
+                _ if !from.is_bool() && from.bits() > to.bits() => "trunci",
+                _ if from.is_signed() => "extsi",
+                _ => "extui",
+            },
+        };
+        self.line(format!("{name} = arith.{op} {x} : {from_ty} to {ty}"));
+        Ok(name)
+    }
+
+    fn broadcast(&mut self, inst: &Inst, x: &str, shape: &[usize]) -> String {
+        let source = inst.operands[0];
+        let d = self.dtype(source);
+        let from = self.shape(source);
+        let ty = ty_text(d, shape);
+        if from.iter().all(|&n| n == 1) {
+            let scalar = self.reshaped(x, &element(d), &from, &[]);
+            return self.fill(&scalar, &element(d), &ty);
+        }
+        // Dims of 1 that grow go, and come back with the new ones.
+        let skip = shape.len() - from.len();
+        let kept: Vec<usize> = (0..from.len()).filter(|&i| from[i] == shape[skip + i]).collect();
+        let inner: Vec<usize> = kept.iter().map(|&i| from[i]).collect();
+        let new: Vec<String> = (0..shape.len())
+            .filter(|i| *i < skip || !kept.contains(&(i - skip)))
+            .map(|i| i.to_string())
+            .collect();
+        if new.is_empty() {
+            return x.to_string();
+        }
+        let x = match self.squeezed.get(&source).cloned() {
+            Some((name, s)) if s == inner => name,
+            Some((name, s)) => self.reshaped(&name, &element(d), &s, &inner),
+            None => self.reshaped(x, &element(d), &from, &inner),
+        };
+        let (empty, name) = (self.empty(&ty), self.fresh());
+        self.line(format!(
+            "{name} = linalg.broadcast ins({x} : {}) outs({empty} : {ty}) dimensions = [{}]",
+            ty_text(d, &inner),
+            new.join(", ")
+        ));
+        name
+    }
+
+    fn reduce(&mut self, inst: &Inst, combiner: Combiner, dims: &[usize]) -> Text<()> {
+        let from = self.shape(inst.operands[0]);
+        let kept: Vec<usize> = (0..from.len()).filter(|i| !dims.contains(i)).map(|i| from[i]).collect();
+        let list = dims.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+        // A result of rank 0 is a tensor of rank 0 first.
+        let tensor = |d: DType| format!("tensor<{}>", shaped(&kept, &element(d)));
+        let mut inits = Vec::new();
+        let tys: Vec<DType> = inst.operands.iter().map(|&v| self.dtype(v)).collect();
+        for (i, &d) in tys.iter().enumerate() {
+            let value = if i == 0 { identity(combiner, d) } else { Num::Int(0) };
+            let scalar = self.fresh();
+            self.line(format!("{scalar} = arith.constant {} : {}", constant(d, value), element(d)));
+            let init = self.fill(&scalar, &element(d), &tensor(d));
+            inits.push(init);
+        }
+        let ops = inst.operands.iter().map(|&v| self.scalar(v)).collect::<Text<Vec<_>>>()?;
+        let in_tys = inst.operands.iter().map(|&v| self.ty(v)).collect::<Vec<_>>().join(", ");
+        let out_tys = tys.iter().map(|&d| tensor(d)).collect::<Vec<_>>().join(", ");
+        let name = self.fresh();
+        if let (&[d, i], None) = (&tys[..], combiner.binary()) {
+            let best = if matches!(combiner, Combiner::ArgMax) { "max" } else { "min" };
+            let (v, t) = (element(d), element(i));
+            let p = if best == "max" { "ogt" } else { "olt" };
+            self.line(format!(
+                "{name}:2 = linalg.reduce ins({} : {in_tys}) outs({} : {out_tys}) dimensions = [{list}]",
+                ops.join(", "),
+                inits.join(", ")
+            ));
+            let label = name.trim_start_matches('%').to_string();
+            let n = |s: &str| format!("%{label}{s}");
+            let (a, ai, b, bi) = (n("a"), n("ai"), n("b"), n("bi"));
+            let (g, e, l, t1, t2, r, ri) = (n("g"), n("e"), n("l"), n("t"), n("u"), n("r"), n("ri"));
+            self.line(format!("  {{reduce_mode = \"{best}_with_index\", tie_break_left = \"true\"}}"));
+            self.line(format!("  ({a}: {v}, {ai}: {t}, {b}: {v}, {bi}: {t}) {{"));
+            self.line(format!("    {g} = arith.cmpf {p}, {a}, {b} : {v}"));
+            self.line(format!("    {e} = arith.cmpf oeq, {a}, {b} : {v}"));
+            self.line(format!("    {l} = arith.cmpi slt, {ai}, {bi} : {t}"));
+            self.line(format!("    {t1} = arith.andi {e}, {l} : i1"));
+            self.line(format!("    {t2} = arith.ori {g}, {t1} : i1"));
+            self.line(format!("    {r} = arith.select {t2}, {a}, {b} : {v}"));
+            self.line(format!("    {ri} = arith.select {t2}, {ai}, {bi} : {t}"));
+            self.line(format!("    linalg.yield {r}, {ri} : {v}, {t} }}"));
+        } else {
+            let Some(b) = combiner.binary() else { return self.internal("a combiner without an operation") };
+            let v = element(tys[0]);
+            self.line(format!(
+                "{name} = linalg.reduce ins({} : {in_tys}) outs({} : {out_tys}) dimensions = [{list}]",
+                ops[0], inits[0]
+            ));
+            self.line(format!("  ({name}a: {v}, {name}b: {v}) {{"));
+            self.depth += 2;
+            let r = self.binary(b, tys[0], &[], &format!("{name}a"), &format!("{name}b"), &v)?;
+            self.line(format!("linalg.yield {r} : {v} }}"));
+            self.depth -= 2;
+        }
+        for (k, &r) in inst.results.iter().enumerate() {
+            let own = if inst.results.len() > 1 { format!("{name}#{k}") } else { name.clone() };
+            let own = if kept.is_empty() {
+                let s = self.fresh();
+                self.line(format!("{s} = tensor.extract {own}[] : {}", tensor(tys[k])));
+                s
+            } else {
+                own
+            };
+            self.define(r, Slot::Value(own));
+        }
+        Ok(())
+    }
+
+    /// Defines a region's parameters and gives `name = init` pairs.
+    fn carried(&mut self, params: &[Val], init: &[String]) -> (String, String) {
+        let mut pairs = Vec::new();
+        let mut tys = Vec::new();
+        for (&p, i) in params.iter().zip(init) {
+            let name = self.fresh();
+            pairs.push(format!("{name} = {i}"));
+            tys.push(self.ty(p));
+            self.define(p, Slot::Value(name));
+        }
+        (pairs.join(", "), tys.join(", "))
+    }
+
+    fn results(&mut self, inst: &Inst, name: &str) {
+        for (k, &r) in inst.results.iter().enumerate() {
+            let own = if inst.results.len() > 1 { format!("{name}#{k}") } else { name.to_string() };
+            self.define(r, Slot::Value(own));
+        }
+    }
+
+    fn head(&mut self, inst: &Inst) -> (String, String) {
+        let name = self.fresh();
+        let head = match inst.results.len() {
+            0 => String::new(),
+            1 => format!("{name} = "),
+            n => format!("{name}:{n} = "),
+        };
+        (name, head)
+    }
+
+    fn yielded(&self, vals: &[Val]) -> Text<(String, String)> {
+        let names = vals.iter().map(|&v| self.scalar(v)).collect::<Text<Vec<_>>>()?;
+        let tys = vals.iter().map(|&v| self.ty(v)).collect::<Vec<_>>();
+        Ok((names.join(", "), tys.join(", ")))
+    }
+
+    fn for_loop(&mut self, inst: &Inst) -> Text<()> {
+        let block = &inst.blocks[0];
+        let ops = inst.operands.iter().map(|&v| self.scalar(v)).collect::<Text<Vec<_>>>()?;
+        let low = self.not_negative.contains(&ops[0]);
+        let bounds: Vec<String> = ops[..3].iter().map(|o| self.index(o)).collect();
+        let (name, head) = self.head(inst);
+        let i = self.fresh();
+        let (pairs, tys) = self.carried(&block.params[1..], &ops[3..]);
+        let carry = if pairs.is_empty() { String::new() } else { format!(" iter_args({pairs}) -> ({tys})") };
+        self.line(format!("{head}scf.for {i} = {} to {} step {}{carry} {{", bounds[0], bounds[1], bounds[2]));
+        self.depth += 1;
+        let at = self.fresh();
+        self.line(format!("{at} = arith.index_cast {i} : index to i64"));
+        if low {
+            self.not_negative.insert(at.clone());
+        }
+        self.define(block.params[0], Slot::Value(at));
+        self.block(block)?;
+        if !inst.results.is_empty() {
+            let (names, tys) = self.yielded(&block.results)?;
+            self.line(format!("scf.yield {names} : {tys}"));
+        }
+        self.depth -= 1;
+        self.line("}".to_string());
+        self.results(inst, &name);
+        Ok(())
+    }
+
+    fn while_loop(&mut self, inst: &Inst) -> Text<()> {
+        let block = &inst.blocks[0];
+        let ops = inst.operands.iter().map(|&v| self.scalar(v)).collect::<Text<Vec<_>>>()?;
+        let (name, head) = self.head(inst);
+        // The condition is carried beside the values, for it is known before the turn.
+        let condition = self.fresh();
+        let names: Vec<String> = block.params.iter().map(|_| self.fresh()).collect();
+        let tys: Vec<String> = block.params.iter().map(|&p| self.ty(p)).collect();
+        let pairs: Vec<String> = names.iter().zip(&ops[1..]).map(|(n, o)| format!("{n} = {o}")).collect();
+        let all_pairs = std::iter::once(format!("{condition} = {}", ops[0])).chain(pairs).collect::<Vec<_>>();
+        let all_tys = std::iter::once("i1".to_string()).chain(tys.clone()).collect::<Vec<_>>().join(", ");
+        let out_tys = tys.join(", ");
+        self.line(format!("{head}scf.while ({}) : ({all_tys}) -> ({out_tys}) {{", all_pairs.join(", ")));
+        let after =
+            if names.is_empty() { String::new() } else { format!(" {} : {out_tys}", names.join(", ")) };
+        self.line(format!("  scf.condition({condition}){after}"));
+        self.line("} do {".to_string());
+        let params: Vec<String> = block.params.iter().map(|_| self.fresh()).collect();
+        let typed: Vec<String> = params.iter().zip(&tys).map(|(p, t)| format!("{p}: {t}")).collect();
+        if !typed.is_empty() {
+            self.line(format!("^bb0({}):", typed.join(", ")));
+        }
+        for (&p, n) in block.params.iter().zip(params) {
+            self.define(p, Slot::Value(n));
+        }
+        self.depth += 1;
+        self.block(block)?;
+        let (names, tys) = self.yielded(&block.results)?;
+        self.line(format!("scf.yield {names} : {tys}"));
+        self.depth -= 1;
+        self.line("}".to_string());
+        self.results(inst, &name);
+        Ok(())
+    }
+
+    fn branch(&mut self, inst: &Inst) -> Text<()> {
+        let condition = self.scalar(inst.operands[0])?;
+        let (name, head) = self.head(inst);
+        let tys = inst.results.iter().map(|&r| self.ty(r)).collect::<Vec<_>>().join(", ");
+        let arrow = if inst.results.is_empty() { String::new() } else { format!(" -> ({tys})") };
+        self.line(format!("{head}scf.if {condition}{arrow} {{"));
+        for (i, block) in inst.blocks.iter().enumerate() {
+            if i > 0 {
+                self.line("} else {".to_string());
+            }
+            self.depth += 1;
+            self.block(block)?;
+            if !inst.results.is_empty() {
+                let (names, tys) = self.yielded(&block.results)?;
+                self.line(format!("scf.yield {names} : {tys}"));
+            }
+            self.depth -= 1;
+        }
+        self.line("}".to_string());
+        self.results(inst, &name);
+        Ok(())
+    }
+}
+
+fn compare(c: Compare, d: DType) -> (&'static str, &'static str) {
+    if d.is_float() {
+        return (
+            "cmpf",
+            match c {
+                Compare::Eq => "oeq,",
+                Compare::Ne => "une,",
+                Compare::Lt => "olt,",
+                Compare::Le => "ole,",
+                Compare::Gt => "ogt,",
+                Compare::Ge => "oge,",
+            }
+            .trim_end_matches(','),
+        );
+    }
+    let p = match (c, d.is_signed()) {
+        (Compare::Eq, _) => "eq",
+        (Compare::Ne, _) => "ne",
+        (Compare::Lt, true) => "slt",
+        (Compare::Le, true) => "sle",
+        (Compare::Gt, true) => "sgt",
+        (Compare::Ge, true) => "sge",
+        (Compare::Lt, false) => "ult",
+        (Compare::Le, false) => "ule",
+        (Compare::Gt, false) => "ugt",
+        (Compare::Ge, false) => "uge",
+    };
+    ("cmpi", p)
+}
+
+/// The element that a reduction starts from.
+fn identity(combiner: Combiner, d: DType) -> Num {
+    let number = |x: i128| if d.is_float() { Num::Float(x as f64) } else { Num::Int(x) };
+    match combiner {
+        Combiner::Mul => number(1),
+        Combiner::And if d.is_bool() => Num::Int(1),
+        Combiner::And => Num::Int(-1),
+        Combiner::Max | Combiner::ArgMax | Combiner::ArgMaxLast if d.is_float() => {
+            Num::Float(f64::NEG_INFINITY)
+        }
+        Combiner::Min | Combiner::ArgMin | Combiner::ArgMinLast if d.is_float() => Num::Float(f64::INFINITY),
+        Combiner::Max => d.min_value(),
+        Combiner::Min => d.max_value(),
+        _ => number(0),
+    }
+}

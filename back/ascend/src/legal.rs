@@ -1,0 +1,129 @@
+//! What the chips take, by instruction and element type.
+
+use tongtu_chip::Chip;
+use tongtu_plan::backend::Support;
+use tongtu_tensor::scalar::{Binary, Unary};
+use tongtu_tensor::{CastMode, Combiner, DType, Overflow, Rounding};
+use tongtu_tile::{Op, Ty};
+
+/// The shared rewrite into simpler instructions.
+const EXPAND: Support = Support::Emulated("expand");
+
+fn no(why: impl Into<String>) -> Support {
+    Support::No(why.into())
+}
+
+fn is_950(chip: &Chip) -> bool {
+    chip.arch.contains("950")
+}
+
+/// Why elements of a type can't be held in tiles; `None` if they can.
+fn refused_type(d: DType, chip: &Chip) -> Option<String> {
+    use DType::*;
+    match d {
+        Bool | I8 | I16 | I32 | I64 | U8 | U16 | U32 | U64 | F16 | BF16 | F32 => None,
+        F8E4M3FN | F8E5M2 if is_950(chip) => None,
+        _ => Some(format!("{} has no elements of type {d}", chip.title)),
+    }
+}
+
+/// Whether an instruction is taken as it is.
+pub(crate) fn supports(op: &Op, operands: &[Ty], results: &[Ty], chip: &Chip) -> Support {
+    for t in operands.iter().chain(results) {
+        let scalar = matches!(t, Ty::Tile { shape, .. } if shape.is_empty());
+        if let Some(why) = refused_type(t.dtype(), chip)
+            && !(scalar && t.dtype() == DType::F64)
+        {
+            return no(why);
+        }
+    }
+    let d = operands.first().map_or(DType::Bool, Ty::dtype);
+    let narrow = d.is_float() && d.bits() == 8;
+    match op {
+        Op::Unary(_) | Op::Binary(_) | Op::Compare(_) | Op::Fma {} | Op::Reduce { .. } | Op::Scan { .. }
+            if narrow =>
+        {
+            EXPAND
+        }
+        Op::Unary(u) => unary(*u, d),
+        Op::Binary(b) => binary(*b, d, chip),
+        Op::Fma {} if d == DType::F32 => Support::Native,
+        Op::Fma {} => EXPAND,
+        Op::Cast { to, mode } => cast(d, *to, *mode),
+        Op::Reduce { combiner, .. } => match combiner {
+            Combiner::ArgMax | Combiner::ArgMin if d.is_float() => Support::Native,
+            c if c.arity() == 2 => {
+                no("only argmax and argmin of floats with the lowest index are reduced in pairs")
+            }
+            _ => Support::Native,
+        },
+        Op::Scan { combiner: Combiner::Add | Combiner::Mul, .. } => Support::Native,
+        Op::Scan { .. } => no("only sums and products are scanned"),
+        Op::Mma {} => mma(operands, chip),
+        Op::Gather { .. } | Op::Scatter { .. } => {
+            no("memory is read and written in blocks, not by index tiles")
+        }
+        Op::AtomicReduce { .. } | Op::AtomicRmw { .. } | Op::AtomicCas { .. } => {
+            no("atomics by index tiles are not part of the chip's vector unit")
+        }
+        Op::BufferLen {} => no("device pointers carry no length"),
+        Op::Load { masked: true, .. } | Op::Store { masked: true, .. } => {
+            no("blocks are clipped by bounds, not masked element by element")
+        }
+        _ => Support::Native,
+    }
+}
+
+fn unary(u: Unary, d: DType) -> Support {
+    use Unary::*;
+    match u {
+        Exp | Log | Sqrt | Rsqrt | Sin | Cos | Tan | Tanh | Erf | Floor | Ceil | Exp2 | Expm1 | Log2
+        | Log1p | Atan => {
+            if d == DType::F32 {
+                Support::Native
+            } else {
+                EXPAND
+            }
+        }
+        Neg | Abs if d.is_signed() => Support::Native,
+        Not => Support::Native,
+        IsNan if d.is_float() => Support::Native,
+        _ => EXPAND,
+    }
+}
+
+fn binary(b: Binary, d: DType, chip: &Chip) -> Support {
+    use Binary::*;
+    match b {
+        Add | Sub | Mul | And | Or | Xor if !d.is_bool() || matches!(b, And | Or | Xor) => Support::Native,
+        Max | Min | MaxNum | MinNum if !d.is_bool() => Support::Native,
+        Div if d.is_float() => Support::Native,
+        Div if d.is_signed() || is_950(chip) => Support::Native,
+        Shl | Shr if d.is_int() => Support::Native,
+        _ => EXPAND,
+    }
+}
+
+fn cast(from: DType, to: DType, mode: CastMode) -> Support {
+    if mode.rounding != Rounding::NearestEven {
+        return no("conversions round to nearest even");
+    }
+    if from.is_float() && to.is_int() && mode.overflow == Overflow::Format {
+        return no("conversion of floats to integers saturates, it does not wrap");
+    }
+    if to.is_float() && mode.overflow == Overflow::Saturate && to.bits() < 32 {
+        return EXPAND;
+    }
+    if !from.is_float() && !to.is_float() && mode.overflow == Overflow::Saturate {
+        return EXPAND;
+    }
+    Support::Native
+}
+
+fn mma(operands: &[Ty], chip: &Chip) -> Support {
+    let [acc, a, b] = operands else { return no("takes 3 operands") };
+    match chip.matrix_unit(a.dtype().name(), b.dtype().name(), acc.dtype().name()) {
+        Some(_) => Support::Native,
+        None => no(format!("no matrix unit takes {} × {} into {}", a.dtype(), b.dtype(), acc.dtype())),
+    }
+}

@@ -1,0 +1,77 @@
+//! The gates' kernels in Ascend's tile sizes, through the vendor's compiler for both chips. Where that program is not installed the tests
+//! say so and check the text's form only.
+
+use tongtu_ascend::{AscendCompiler, Tool, emit};
+use tongtu_chip::Chip;
+use tongtu_plan::backend::{CompileError, Compiler};
+use tongtu_tensor::DType;
+use tongtu_tile::{Kernel, Module, verify};
+
+#[path = "../../../conformance/gates.rs"]
+mod gates;
+
+fn chips() -> [Chip; 2] {
+    [
+        Chip::parse(include_str!("../../../chips/ascend-910b.toml")).unwrap(),
+        Chip::parse(include_str!("../../../chips/ascend-950.toml")).unwrap(),
+    ]
+}
+
+/// The planned program of a kernel on each chip; empty where the tool is absent.
+fn accepted(k: &Kernel) -> Vec<String> {
+    verify(k).unwrap_or_else(|e| panic!("{}", e[0]));
+    let mut out = Vec::new();
+    for chip in chips() {
+        let text = emit(k, &chip).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(text, emit(k, &chip).unwrap(), "the text is not the same twice");
+        assert!(text.starts_with("func.func @"));
+        match Tool::find(&chip) {
+            Ok(tool) => {
+                let report = tool.check(&k.name, &text, &chip);
+                out.push(report.unwrap_or_else(|e| panic!("{}: {e}\n{text}", chip.name)).planned);
+            }
+            Err(e) => eprintln!("NOT CHECKED for {}: {e}", chip.name),
+        }
+    }
+    out
+}
+
+#[test]
+fn matmul_with_epilogue() {
+    accepted(&gates::matmul(DType::F16, (128, 128, 64), true).unwrap());
+    accepted(&gates::matmul(DType::BF16, (128, 128, 64), false).unwrap());
+}
+
+#[test]
+fn convolution_of_stride_2() {
+    accepted(&gates::conv(DType::F16, (64, 64, 16)).unwrap());
+}
+
+#[test]
+fn softmax_over_long_rows() {
+    accepted(&gates::softmax(8192).unwrap());
+}
+
+#[test]
+fn flash_attention() {
+    accepted(&gates::attention(DType::F16, (64, 64, 64)).unwrap());
+}
+
+#[test]
+fn what_does_not_fit_is_said() {
+    for chip in chips() {
+        if Tool::find(&chip).is_err() {
+            eprintln!("NOT CHECKED for {}", chip.name);
+            continue;
+        }
+        let module = Module { kernels: vec![gates::softmax(65536).unwrap()] };
+        match AscendCompiler.compile(&module, &chip) {
+            Err(CompileError::TooLarge { level, need, limit, .. }) => {
+                assert_eq!(level, "ub");
+                assert_eq!(Some(limit), chip.capacity("ub"));
+                assert!(need > limit);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
