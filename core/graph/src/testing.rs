@@ -185,10 +185,12 @@ pub fn random_module(seed: u64, options: &Options) -> (Module, Vec<Tensor>) {
     for n in 0..options.nodes {
         g.b.loc = if n % 3 == 0 { Loc::default() } else { Loc::new(format!("layer.{n}/\"op\"")) };
         let family = g.rng.pick(&options.families);
-        // What does not fit is left out; nodes made before that are dead, which is fine.
-        let before = g.values.len();
+        // What does not fit is left out.
+        let (values, nodes, made) = (g.values.len(), g.b.graph.nodes.len(), g.b.graph.values.len());
         if g.add(family).is_err() {
-            g.values.truncate(before);
+            g.values.truncate(values);
+            g.b.graph.nodes.truncate(nodes);
+            g.b.graph.values.truncate(made);
         }
     }
     let (values, dynamic) = (g.values, g.dynamic);

@@ -90,6 +90,12 @@ impl ResizeMode {
     }
 }
 
+/// What is known of an axis only when it runs.
+struct Given {
+    scale: Option<ValueId>,
+    crop: Option<(ValueId, ValueId)>,
+}
+
 /// Greatest number of neighbours that antialiasing may combine.
 const MAX_TAPS: i64 = 4096;
 
@@ -97,25 +103,50 @@ impl Builder<'_> {
     /// Resamples dims, one after another. Positions and weights are in `f32`; the result has the operand's type, integers
     /// truncating and saturating.
     pub fn resize(&mut self, x: ValueId, axes: &[ResizeAxis], mode: ResizeMode) -> One {
+        self.resize_at(x, axes, mode, None, None)
+    }
+    /// [`Builder::resize`] with scales `f32 [axes]` or crops `f32 [2, axes]` (starts, ends) known only when it runs, which go before
+    /// those of the axes.
+    pub fn resize_at(
+        &mut self,
+        x: ValueId,
+        axes: &[ResizeAxis],
+        mode: ResizeMode,
+        scales: Option<ValueId>,
+        crops: Option<ValueId>,
+    ) -> One {
         for a in axes {
             self.check_axis("resize", x, a.axis)?;
         }
+        let operands: Vec<ValueId> = [Some(x), scales, crops].into_iter().flatten().collect();
         let a = attributes(&[
             ("axes", attr(axes.iter().map(|a| a.axis).collect::<Vec<_>>())),
             ("lengths", attr(axes.iter().map(|a| a.len.clone()).collect::<Vec<_>>())),
             ("interpolation", attr(interpolation_name(mode.interpolation).to_string())),
         ]);
         let d = self.dtype(x);
-        self.composite_one("resize", a, &[x], |b, x| {
+        self.composite_one("resize", a, &operands, |b, x| {
+            let mut given = Vec::new();
+            for i in 0..axes.len() as i64 {
+                let scale = match scales {
+                    Some(_) => Some(b.element(x[1], &[i])?),
+                    None => None,
+                };
+                let crop = match (crops, x.last()) {
+                    (Some(_), Some(&c)) => Some((b.element(c, &[0, i])?, b.element(c, &[1, i])?)),
+                    _ => None,
+                };
+                given.push(Given { scale, crop });
+            }
             if let Interpolation::Nearest(nearest) = mode.interpolation {
-                return b.resize_nearest(x[0], axes, mode, nearest);
+                return b.resize_nearest(x[0], axes, &given, mode, nearest);
             }
             let acc = wide(d);
             let mut y = b.convert(x[0], acc)?;
             let mut outside = None;
-            for axis in axes {
+            for (axis, given) in axes.iter().zip(&given) {
                 let n = b.dims(y)[axis.axis].clone();
-                let at = b.source_positions(axis, &n, mode.coordinates)?;
+                let at = b.source_positions(axis, given, &n, mode.coordinates)?;
                 if mode.extrapolation.is_some() && mode.coordinates == Coordinates::CropAndResize {
                     outside = Some(b.mark_outside(outside, at, &n, axis.axis, x[0], axes)?);
                 }
@@ -132,14 +163,15 @@ impl Builder<'_> {
         &mut self,
         x: ValueId,
         axes: &[ResizeAxis],
+        given: &[Given],
         mode: ResizeMode,
         nearest: NearestMode,
     ) -> One {
         let mut y = x;
         let mut outside = None;
-        for axis in axes {
+        for (axis, given) in axes.iter().zip(given) {
             let n = self.dims(y)[axis.axis].clone();
-            let at = self.source_positions(axis, &n, mode.coordinates)?;
+            let at = self.source_positions(axis, given, &n, mode.coordinates)?;
             if mode.extrapolation.is_some() && mode.coordinates == Coordinates::CropAndResize {
                 outside = Some(self.mark_outside(outside, at, &n, axis.axis, x, axes)?);
             }
@@ -196,12 +228,22 @@ impl Builder<'_> {
         self.binary_const(Binary::Max, i, 0.0)
     }
     /// The position in the operand of each output element along a dim: `f32 [len]`.
-    fn source_positions(&mut self, a: &ResizeAxis, n: &Dim, coordinates: Coordinates) -> One {
+    fn source_positions(&mut self, a: &ResizeAxis, given: &Given, n: &Dim, coordinates: Coordinates) -> One {
         let o = self.iota(DType::F32, std::slice::from_ref(&a.len), 0)?;
         let input = self.dim_as(n, DType::F32)?;
         let output = self.dim_as(&a.len, DType::F32)?;
-        let scale = match a.scale {
-            Some(s) => self.float(DType::F32, s)?,
+        let given_scale = match (given.scale, a.scale) {
+            (Some(s), _) => Some(s),
+            (None, Some(s)) => Some(self.float(DType::F32, s)?),
+            (None, None) => None,
+        };
+        // The length before it is rounded to an integer.
+        let exact = match given_scale {
+            Some(s) => self.mul(s, input)?,
+            None => output,
+        };
+        let scale = match given_scale {
+            Some(s) => s,
             None => self.div(output, input)?,
         };
         let half_pixel = |b: &mut Self| {
@@ -214,7 +256,6 @@ impl Builder<'_> {
             Coordinates::Asymmetric => self.div(o, scale),
             Coordinates::HalfPixelSymmetric => {
                 let p = half_pixel(self)?;
-                let exact = self.mul(scale, input)?;
                 let adjustment = self.div(output, exact)?;
                 let center = self.scale_by(input, 0.5)?;
                 let one = self.full_like(adjustment, 1.0)?;
@@ -230,26 +271,43 @@ impl Builder<'_> {
             }
             Coordinates::AlignCorners => {
                 let span = self.add_const(input, -1.0)?;
-                let steps = self.add_const(output, -1.0)?;
-                let steps = self.binary_const(Binary::Max, steps, 1.0)?;
+                let steps = self.steps(exact)?;
                 let p = self.mul(o, span)?;
                 self.div(p, steps)
             }
             Coordinates::CropAndResize => {
-                let (start, end) = a.crop;
+                let (start, end) = match given.crop {
+                    Some(c) => c,
+                    None => (self.float(DType::F32, a.crop.0)?, self.float(DType::F32, a.crop.1)?),
+                };
                 let span = self.add_const(input, -1.0)?;
-                let steps = self.add_const(output, -1.0)?;
-                let steps = self.binary_const(Binary::Max, steps, 1.0)?;
-                let first = self.scale_by(span, start)?;
-                let p = self.scale_by(span, end - start)?;
+                let steps = self.steps(exact)?;
+                let first = self.mul(span, start)?;
+                let share = self.sub(end, start)?;
+                let p = self.mul(span, share)?;
                 let p = self.mul(o, p)?;
                 let p = self.div(p, steps)?;
                 let p = self.add2(p, first)?;
                 let long = self.compare_const(Compare::Gt, output, 1.0)?;
-                let middle = self.scale_by(span, 0.5 * (start + end))?;
+                let ends = self.add2(start, end)?;
+                let middle = self.mul(span, ends)?;
+                let middle = self.scale_by(middle, 0.5)?;
                 self.select(long, p, middle)
             }
         }
+    }
+    /// Steps between the first and the last of `len` positions, for a length of at most 1 a number that does no harm.
+    fn steps(&mut self, len: ValueId) -> One {
+        let steps = self.add_const(len, -1.0)?;
+        let one = self.full_like(steps, 1.0)?;
+        let p = self.compare_const(Compare::Gt, steps, 0.0)?;
+        self.select(p, steps, one)
+    }
+    /// One element as a scalar.
+    fn element(&mut self, x: ValueId, at: &[i64]) -> One {
+        let start: Vec<Dim> = at.iter().map(|&i| Dim::from(i)).collect();
+        let y = self.slice(x, &start, &vec![Dim::from(1); at.len()], &vec![1; at.len()])?;
+        self.reshape(y, &[])
     }
     /// Weighted sum of neighbours along a dim.
     fn resample(&mut self, x: ValueId, at: ValueId, a: &ResizeAxis, n: &Dim, mode: ResizeMode) -> One {

@@ -426,6 +426,8 @@ struct Product {
     /// Every factor is exact.
     certain: bool,
     zero: bool,
+    /// A factor is NaN for sure.
+    nan: bool,
     /// Logarithms of the greatest and least partial products that some order has.
     high: f64,
     low: f64,
@@ -433,7 +435,16 @@ struct Product {
 
 impl Product {
     fn new() -> Product {
-        Product { value: 1.0, relative: 0.0, count: 0, certain: true, zero: false, high: 0.0, low: 0.0 }
+        Product {
+            value: 1.0,
+            relative: 0.0,
+            count: 0,
+            certain: true,
+            zero: false,
+            nan: false,
+            high: 0.0,
+            low: 0.0,
+        }
     }
     fn push(&mut self, acc: DType, a: Approx) {
         let x = a.value.to_f64();
@@ -445,6 +456,7 @@ impl Product {
         self.relative = (1.0 + self.relative) * (1.0 + own) * (1.0 + unit) - 1.0;
         self.certain &= a.err == 0.0;
         self.zero |= x == 0.0;
+        self.nan |= x.is_nan() && a.err == 0.0;
         let log = libm::log2(x.abs());
         self.high += log.max(0.0);
         self.low += log.min(0.0);
@@ -453,10 +465,14 @@ impl Product {
     fn finish(&self, acc: DType) -> Approx {
         let value = acc.decode(acc.encode(Num::Float(self.value), tongtu_tensor::Overflow::Format));
         let (greatest, least) = if acc == DType::F64 { (1023.0, -1020.0) } else { (127.0, -125.0) };
-        let decided = self.certain && (self.value.is_nan() || self.zero && self.high < greatest);
+        let decided = self.nan || self.certain && (self.value.is_nan() || self.zero && self.high < greatest);
         let err = if decided || self.relative == 0.0 {
             0.0
-        } else if self.relative.is_nan() || self.high >= greatest || self.low <= least {
+        } else if self.value.is_nan()
+            || !self.relative.is_finite()
+            || self.high >= greatest
+            || self.low <= least
+        {
             f64::INFINITY
         } else {
             // Twice, for the reference's own rounding.
