@@ -227,6 +227,28 @@ fn backend_tests() {
     assert!(lost.is_empty(), "these tests passed before: {lost:#?}");
 }
 
+/// The small models of the project, with the results that ONNX Runtime gave.
+#[test]
+fn committed_models() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance/models");
+    let filter = std::env::var("TONGTU_TEST").unwrap_or_default();
+    let mut failed = Vec::new();
+    let mut count = 0;
+    for e in std::fs::read_dir(folder).expect("the models are committed").flatten() {
+        let name = e.file_name().to_string_lossy().into_owned();
+        if !e.path().join("model.onnx").is_file() || !name.contains(&filter) {
+            continue;
+        }
+        count += 1;
+        match run(&e.path()) {
+            Ok(false) => {}
+            Ok(true) => failed.push(format!("{name}: needs constants")),
+            Err(e) => failed.push(format!("{name}: {e}")),
+        }
+    }
+    assert!(failed.is_empty(), "of {count}: {failed:#?}");
+}
+
 /// Real models, where they are: they load, and what they lower to is well formed. With `TONGTU_RUN=1` those whose names
 /// contain `TONGTU_TEST` are run too.
 #[test]
