@@ -66,7 +66,7 @@ pub fn bench(args: &BenchArgs, as_json: bool) -> Done {
         return Err(Fail { message: message.to_string(), hint, exit: FAILED });
     }
     if !output.status.success() || !report.is_object() {
-        let message = format!("[A009] the measuring process ended with {}", output.status);
+        let message = format!("[A008] the measuring process ended with {}", output.status);
         return Err(Fail { message, hint: None, exit: FAILED });
     }
     report["compile_ms"] = json!(compile_ms);

@@ -109,7 +109,8 @@ fn test(dir: &Path, interpret: bool, options: &Options) -> Result<Found, Fail> {
     let refused = |found: Found, e: Error| {
         let unsupported = matches!(
             e,
-            Error::Onnx(OnnxError::Unsupported(_)) | Error::Compile(tongtu::CompileStageError::Unsupported { .. })
+            Error::Onnx(OnnxError::Unsupported(_))
+                | Error::Compile(tongtu::CompileStageError::Unsupported { .. })
         );
         let verdict = if unsupported { Verdict::Unsupported } else { Verdict::Failed };
         stop(found, verdict, &e.to_string())
@@ -155,7 +156,8 @@ fn test(dir: &Path, interpret: bool, options: &Options) -> Result<Found, Fail> {
             });
         }
         let Some(ready) = &ready else { continue };
-        let given: Vec<(&str, Value)> = inputs.into_iter().filter(|(n, _)| !fixed.iter().any(|f| f == n)).collect();
+        let given: Vec<(&str, Value)> =
+            inputs.into_iter().filter(|(n, _)| !fixed.iter().any(|f| f == n)).collect();
         let outputs = match ready.run(&given) {
             Ok(outputs) => outputs,
             Err(e) => return refused(found, e),
@@ -377,7 +379,9 @@ pub fn onnx(args: &ConformArgs, as_json: bool) -> Done {
         let list: Vec<String> =
             counts.iter().map(|(v, n)| format!("{n} {}", format!("{v:?}").to_lowercase())).collect();
         say!("{} tests: {}", outcomes.len(), list.join(", "));
-        say!("of those passed, {host} use host operations, {fixed} were compiled for their small integer inputs");
+        say!(
+            "of those passed, {host} use host operations, {fixed} were compiled for their small integer inputs"
+        );
         if let Some(path) = &args.list {
             let verb = if args.update { "added to" } else { "not on" };
             say!("{} {verb} {}; {} on it do not pass", new.len(), path.display(), lost.len());

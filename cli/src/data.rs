@@ -63,7 +63,8 @@ pub fn wants_of_model(model: &tongtu::Model, sizes: &Dims) -> Vec<Want> {
 /// The inputs of a file that could not be loaded without knowing them: tensors, as far as can be said.
 pub fn wants_of_names(names: &[String], kinds: &[FileKind]) -> Vec<Want> {
     let kind = |i: usize| kinds.get(i).copied().unwrap_or(FileKind::Tensor);
-    let want = |(i, n): (usize, &String)| Want { name: n.clone(), dtype: None, dims: Vec::new(), kind: kind(i) };
+    let want =
+        |(i, n): (usize, &String)| Want { name: n.clone(), dtype: None, dims: Vec::new(), kind: kind(i) };
     names.iter().enumerate().map(want).collect()
 }
 

@@ -127,7 +127,10 @@ fn prepare(args: &RunArgs) -> Result<(Ready, Option<Inputs>), Fail> {
     }
     let wants = data::wants_of_names(&Model::input_names(path)?, &[]);
     let Ok(inputs) = data::inputs(&args.inputs, &wants, false) else { return Err(error) };
-    let known = inputs.iter().map(|(n, v)| Ok((n.clone(), data::host_value(v)?))).collect::<Result<Vec<_>, Fail>>()?;
+    let known = inputs
+        .iter()
+        .map(|(n, v)| Ok((n.clone(), data::host_value(v)?)))
+        .collect::<Result<Vec<_>, Fail>>()?;
     let load = LoadOptions { dims: args.model.fix.clone(), ..LoadOptions::default() };
     let (model, fixed) = Model::load_for(path, &load, &known)?;
     if !fixed.is_empty() {

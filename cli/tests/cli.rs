@@ -87,7 +87,8 @@ fn broken_models_are_typed_errors() {
 
 #[test]
 fn inspection() {
-    let info = json(0, &["--json", "inspect", &model("cnn"), "--dim", "N=2", "--dim", "H=32", "--dim", "W=32"]);
+    let info =
+        json(0, &["--json", "inspect", &model("cnn"), "--dim", "N=2", "--dim", "H=32", "--dim", "W=32"]);
     assert_eq!(info["inputs"][0]["ty"], "f32[2, 3, 32, 32]");
     assert!(info["flops_value"].as_i64().unwrap() > 1_000_000);
     assert!(info["parameters"].as_u64().unwrap() > 1000);
@@ -106,7 +107,10 @@ fn data_sets_pass_compiled_and_interpreted() {
         expect(0, &["run", &model(name), "--data-set", &data(name, 0), "--interpret"]);
     }
     // The comparison is no formality.
-    let text = expect(1, &["run", &model("transformer"), "--data-set", &data("transformer", 1), "--rtol", "0", "--atol", "0"]);
+    let text = expect(
+        1,
+        &["run", &model("transformer"), "--data-set", &data("transformer", 1), "--rtol", "0", "--atol", "0"],
+    );
     assert!(text.contains("DIFFERS"), "{text}");
 }
 
@@ -124,14 +128,18 @@ fn files_in_and_out() {
     // Through .npz in and .pb out: the same bits.
     let archive = dir.join("all.npz");
     npy::save_npz(&archive, [("x", &x)]).unwrap();
-    let args = ["--input", archive.to_str().unwrap(), "--output", b.to_str().unwrap(), "--output-format", "pb"];
+    let args =
+        ["--input", archive.to_str().unwrap(), "--output", b.to_str().unwrap(), "--output-format", "pb"];
     expect(0, &[&["run", &model("external")], &args[..]].concat());
     let again = tongtu::onnx::read_file(&b.join("y.pb"), tongtu::onnx::FileKind::Tensor).unwrap();
     assert!(again.as_tensor().unwrap().same_bits(&y));
     // Random inputs are seeded, and sizes come from --dim.
     let run = |dims: &str, seed: &str, out: &str| {
         let out = dir.join(out);
-        expect(0, &["run", &model("external"), "--dim", dims, "--seed", seed, "--output", out.to_str().unwrap()]);
+        expect(
+            0,
+            &["run", &model("external"), "--dim", dims, "--seed", seed, "--output", out.to_str().unwrap()],
+        );
         npy::load(out.join("y.npy"), None).unwrap()
     };
     let first = run("N=3", "7", "r1");
@@ -166,7 +174,15 @@ fn verification_and_profile() {
     assert!(report["checked"].as_u64().unwrap() > 1000);
     assert!(report["worst_ratio"].as_f64().unwrap() <= 1.0);
     let trace = folder("trace").join("t.json");
-    let args = ["--json", "profile", &model("transformer"), "--data-set", &data("transformer", 1), "--no-peak", "--trace"];
+    let args = [
+        "--json",
+        "profile",
+        &model("transformer"),
+        "--data-set",
+        &data("transformer", 1),
+        "--no-peak",
+        "--trace",
+    ];
     let report = json(0, &[&args[..], &[trace.to_str().unwrap()]].concat());
     assert!(!report["kernels"].as_array().unwrap().is_empty());
     let trace: Json = serde_json::from_slice(&std::fs::read(trace).unwrap()).unwrap();
@@ -182,7 +198,8 @@ fn benchmarks() {
     for name in ["median_ms", "compile_ms", "cached_start_ms", "peak_rss_bytes"] {
         assert!(report[name].as_f64().unwrap() > 0.0, "{name}");
     }
-    let (cold, cached) = (report["compile_ms"].as_f64().unwrap(), report["cached_start_ms"].as_f64().unwrap());
+    let (cold, cached) =
+        (report["compile_ms"].as_f64().unwrap(), report["cached_start_ms"].as_f64().unwrap());
     assert!(cached < cold, "the cache saves nothing: {cached} ms of {cold} ms");
 }
 

@@ -138,7 +138,8 @@ impl Inner {
             let tensor = &self.program.plan.constants[k];
             let bytes = tensor.bytes();
             let device = &self.devices[v.device];
-            let here = matches!(bytes, std::borrow::Cow::Borrowed(_)) && bytes.as_ptr().addr().is_multiple_of(64);
+            let here =
+                matches!(bytes, std::borrow::Cow::Borrowed(_)) && bytes.as_ptr().addr().is_multiple_of(64);
             let mem = if bytes.is_empty() {
                 Mem { address: 64, bytes: 0 }
             } else if here && device.host_memory() {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use tongtu_chip::Error as ChipError;
 use tongtu_graph::GraphError;
 use tongtu_onnx::OnnxError;
-use tongtu_plan::{BundleError, CompileError, PlanError};
+use tongtu_plan::{BundleError, CompileError, DeviceError, PlanError};
 use tongtu_runtime::{DeviceTensorError, RuntimeError};
 use tongtu_tensor::TensorError;
 
@@ -73,19 +73,11 @@ pub enum Error {
     /// An input given twice.
     #[error("[A004] input '{0}' is given twice")]
     DoubleInput(String),
-    /// A bundle compiled for another chip.
-    #[error("[A005] the bundle was compiled for '{chip}', which this machine is not: {detail}")]
-    OtherChip {
-        /// The bundle's chip.
-        chip: String,
-        /// What is missing.
-        detail: String,
-    },
     /// This build has no compiler for the chip.
-    #[error("[A006] this build cannot compile for {0}")]
+    #[error("[A005] this build cannot compile for {0}")]
     NoCompiler(String),
     /// An output that is not there.
-    #[error("[A007] the model has no output '{name}'; its outputs are {outputs}")]
+    #[error("[A006] the model has no output '{name}'; its outputs are {outputs}")]
     UnknownOutput {
         /// The name asked for.
         name: String,
@@ -93,7 +85,7 @@ pub enum Error {
         outputs: String,
     },
     /// A value that is no tensor of numbers where one is wanted.
-    #[error("[A008] '{0}' is not a tensor of numbers")]
+    #[error("[A007] '{0}' is not a tensor of numbers")]
     NotATensor(String),
 }
 
@@ -126,7 +118,9 @@ impl Error {
             Error::Bundle(
                 BundleError::Version { .. } | BundleError::Checksum { .. } | BundleError::Truncated { .. },
             ) => "make the bundle again with `tongtu compile MODEL -o FILE`",
-            Error::OtherChip { .. } => "compile the model again on, or for, this machine",
+            Error::Runtime(RuntimeError::Device { error: DeviceError::Artifact { .. }, .. }) => {
+                "compile the model again on, or for, this machine"
+            }
             Error::NoCompiler(_) => "build with the feature `llvm`; `scripts/setup` installs LLVM 22",
             Error::Chip(_) => "`tongtu chips` lists the chips",
             _ => return None,

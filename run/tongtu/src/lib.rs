@@ -1,14 +1,31 @@
 //! Tongtu: load a model, compile it for the chip at hand, run it.
 //!
-//! ```no_run
+//! ```
 //! # fn main() -> Result<(), tongtu::Error> {
 //! use tongtu::{Model, Options, Tensor};
+//! # let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../conformance/models/external/model.onnx");
 //!
-//! let model = Model::load("mobilenet.onnx")?;
+//! let model = Model::load(file)?;
 //! let session = model.compile(&Options::host())?;
-//! let image = Tensor::from_slice(&[1, 3, 224, 224], &vec![0.5f32; 3 * 224 * 224])?;
-//! let outputs = session.run(&[("input", image)])?;
-//! println!("{:?}", outputs.tensor("output")?.shape());
+//! let x = Tensor::from_slice(&[2, 48], &[0.5f32; 96])?;
+//! let outputs = session.run(&[("x", x)])?;
+//! assert_eq!(outputs.tensor("y")?.shape(), [2, 16]);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The sizes of a batch, a picture or a text are known only when the model runs; one compiled model serves them all.
+//! The same model is verified, kernel by kernel, on the inputs it is given:
+//!
+//! ```
+//! # fn main() -> Result<(), tongtu::Error> {
+//! # use tongtu::{Model, Options, Tensor, VerifyOptions};
+//! # let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../conformance/models/external/model.onnx");
+//! let session = Model::load(file)?.compile(&Options::host().threads(1))?;
+//! let x = Tensor::from_slice(&[1, 48], &[0.25f32; 48])?;
+//! let (outputs, report) = session.verify(&[("x", x)], &VerifyOptions::default())?;
+//! assert!(report.passes());
+//! println!("{} elements, worst error {:.2} of what is allowed", report.checked(), report.worst_ratio());
 //! # Ok(())
 //! # }
 //! ```

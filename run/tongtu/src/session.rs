@@ -97,7 +97,8 @@ impl Session {
         let values = self.ordered(inputs)?;
         let recompile = |m: &Module| {
             let mut plan = pipeline::compile(m, &self.options).map_err(|e| e.to_string())?;
-            let names: Vec<String> = (0..plan.inputs.len().max(plan.outputs.len())).map(|i| i.to_string()).collect();
+            let names: Vec<String> =
+                (0..plan.inputs.len().max(plan.outputs.len())).map(|i| i.to_string()).collect();
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
             pipeline::name_ports(&mut plan, &names, &names);
             Ok(plan)
