@@ -688,7 +688,10 @@ impl Emit<'_> {
             return select(self, &bad, &zero, &q);
         }
         let width = constant_of(self, d.bits().into());
-        let in_range = plain(self, "cmpi ult,", y, &width);
+        // Amounts of half the type's range and more are negative here, so that no unsigned comparison is needed.
+        let (above, below) = (plain(self, "cmpi sge,", y, &zero), plain(self, "cmpi slt,", y, &width));
+        let in_range = self.fresh();
+        self.line(format!("{in_range} = arith.andi {above}, {below} : {truth}"));
         let last = constant_of(self, i128::from(d.bits()) - 1);
         let (op, other) = match b {
             Binary::Shl => ("shli", &zero),
@@ -821,7 +824,7 @@ impl Emit<'_> {
             let n = |s: &str| format!("%{label}{s}");
             let (a, ai, b, bi) = (n("a"), n("ai"), n("b"), n("bi"));
             let (g, e, l, t1, t2, r, ri) = (n("g"), n("e"), n("l"), n("t"), n("u"), n("r"), n("ri"));
-            self.line(format!("  {{reduce_mode = \"{best}_with_index\", tie_break_left = \"true\"}}"));
+            self.line(format!("  {{reduce_mode = \"{best}_with_index\", tie_break_left = \"true\", unsigned_src = \"false\"}}"));
             self.line(format!("  ({a}: {v}, {ai}: {t}, {b}: {v}, {bi}: {t}) {{"));
             self.line(format!("    {g} = arith.cmpf {p}, {a}, {b} : {v}"));
             self.line(format!("    {e} = arith.cmpf oeq, {a}, {b} : {v}"));
@@ -922,39 +925,89 @@ impl Emit<'_> {
         Ok(())
     }
 
+    /// The condition and scalars are carried as values. Carried tiles live in memory, for the vendor's compiler fails on them.
     fn while_loop(&mut self, inst: &Inst) -> Text<()> {
         let block = &inst.blocks[0];
         let ops = inst.operands.iter().map(|&v| self.scalar(v)).collect::<Text<Vec<_>>>()?;
-        let (name, head) = self.head(inst);
-        // The condition is carried beside the values, for it is known before the turn.
-        let condition = self.fresh();
-        let names: Vec<String> = block.params.iter().map(|_| self.fresh()).collect();
-        let tys: Vec<String> = block.params.iter().map(|&p| self.ty(p)).collect();
-        let pairs: Vec<String> = names.iter().zip(&ops[1..]).map(|(n, o)| format!("{n} = {o}")).collect();
-        let all_pairs = std::iter::once(format!("{condition} = {}", ops[0])).chain(pairs).collect::<Vec<_>>();
-        let all_tys = std::iter::once("i1".to_string()).chain(tys.clone()).collect::<Vec<_>>().join(", ");
-        let out_tys = tys.join(", ");
-        self.line(format!("{head}scf.while ({}) : ({all_tys}) -> ({out_tys}) {{", all_pairs.join(", ")));
-        let after =
-            if names.is_empty() { String::new() } else { format!(" {} : {out_tys}", names.join(", ")) };
-        self.line(format!("  scf.condition({condition}){after}"));
+        let (mut homes, mut init, mut tys) = (Vec::new(), vec![ops[0].clone()], vec!["i1".to_string()]);
+        for (&p, o) in block.params.iter().zip(&ops[1..]) {
+            let shape = self.shape(p);
+            if shape.is_empty() {
+                init.push(o.clone());
+                tys.push(self.ty(p));
+                homes.push(None);
+                continue;
+            }
+            let ty = format!("memref<{}>", shaped(&shape, &element(self.dtype(p))));
+            let home = self.fresh();
+            self.line(format!("{home} = memref.alloc() : {ty}"));
+            self.put_home(o, &home, &self.ty(p), &ty);
+            homes.push(Some((home, ty)));
+        }
+        let name = self.fresh();
+        let names: Vec<String> = tys.iter().map(|_| self.fresh()).collect();
+        let pairs: Vec<String> = names.iter().zip(&init).map(|(n, o)| format!("{n} = {o}")).collect();
+        let tys_text = tys.join(", ");
+        let count = if tys.len() > 1 { format!(":{}", tys.len()) } else { String::new() };
+        self.line(format!(
+            "{name}{count} = scf.while ({}) : ({tys_text}) -> ({tys_text}) {{",
+            pairs.join(", ")
+        ));
+        self.line(format!("  scf.condition({}) {} : {tys_text}", names[0], names.join(", ")));
         self.line("} do {".to_string());
-        let params: Vec<String> = block.params.iter().map(|_| self.fresh()).collect();
-        let typed: Vec<String> = params.iter().zip(&tys).map(|(p, t)| format!("{p}: {t}")).collect();
-        if !typed.is_empty() {
-            self.line(format!("^bb0({}):", typed.join(", ")));
-        }
-        for (&p, n) in block.params.iter().zip(params) {
-            self.define(p, Slot::Value(n));
-        }
+        let inner: Vec<String> = tys.iter().map(|_| self.fresh()).collect();
+        let typed: Vec<String> = inner.iter().zip(&tys).map(|(p, t)| format!("{p}: {t}")).collect();
+        self.line(format!("^bb0({}):", typed.join(", ")));
         self.depth += 1;
+        let mut scalars = inner.into_iter().skip(1);
+        for (&p, home) in block.params.iter().zip(&homes) {
+            let value = match home {
+                Some((home, ty)) => Some(self.take_home(home, ty)),
+                None => scalars.next(),
+            };
+            if let Some(v) = value {
+                self.define(p, Slot::Value(v));
+            }
+        }
         self.block(block)?;
-        let (names, tys) = self.yielded(&block.results)?;
-        self.line(format!("scf.yield {names} : {tys}"));
+        let mut out = vec![self.scalar(block.results[0])?];
+        for (&r, home) in block.results[1..].iter().zip(&homes) {
+            let value = self.scalar(r)?;
+            match home {
+                Some((home, ty)) => self.put_home(&value, home, &self.ty(r), ty),
+                None => out.push(value),
+            }
+        }
+        self.line(format!("scf.yield {} : {tys_text}", out.join(", ")));
         self.depth -= 1;
         self.line("}".to_string());
-        self.results(inst, &name);
+        let mut next = 1;
+        for (&r, home) in inst.results.iter().zip(&homes) {
+            let value = match home {
+                Some((home, ty)) => self.take_home(home, ty),
+                None => {
+                    next += 1;
+                    format!("{name}#{}", next - 1)
+                }
+            };
+            self.define(r, Slot::Value(value));
+        }
         Ok(())
+    }
+
+    /// A copy of a carried tile's memory as a tensor, for the memory is written before the tensor's last use.
+    fn take_home(&mut self, home: &str, ty: &str) -> String {
+        let (copy, t) = (self.fresh(), self.fresh());
+        self.line(format!("{copy} = memref.alloc() : {ty}"));
+        self.line(format!("memref.copy {home}, {copy} : {ty} to {ty}"));
+        self.line(format!("{t} = bufferization.to_tensor {copy} restrict writable : {ty}"));
+        t
+    }
+
+    fn put_home(&mut self, value: &str, home: &str, tensor: &str, ty: &str) {
+        self.line(format!(
+            "bufferization.materialize_in_destination {value} in writable {home} : ({tensor}, {ty}) -> ()"
+        ));
     }
 
     fn branch(&mut self, inst: &Inst) -> Text<()> {

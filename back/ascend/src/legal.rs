@@ -2,7 +2,7 @@
 
 use tongtu_chip::Chip;
 use tongtu_plan::backend::Support;
-use tongtu_tensor::scalar::{Binary, Unary};
+use tongtu_tensor::scalar::{Binary, Compare, Unary};
 use tongtu_tensor::{CastMode, Combiner, DType, Overflow, Rounding};
 use tongtu_tile::{Op, Ty};
 
@@ -47,6 +47,11 @@ pub(crate) fn supports(op: &Op, operands: &[Ty], results: &[Ty], chip: &Chip) ->
         }
         Op::Unary(u) => unary(*u, d),
         Op::Binary(b) => binary(*b, d, chip),
+        Op::Compare(c)
+            if d.is_int() && !d.is_signed() && !matches!(c, Compare::Eq | Compare::Ne) && !is_950(chip) =>
+        {
+            no("the order of unsigned integers is not compared on this chip")
+        }
         Op::Fma {} if d == DType::F32 => Support::Native,
         Op::Fma {} => EXPAND,
         Op::Cast { to, mode } => cast(d, *to, *mode),
