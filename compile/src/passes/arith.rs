@@ -84,12 +84,8 @@ fn unary(rw: &mut Rewriter<'_>, u: Unary, x: ValueId) -> Rewritten {
         (Unary::Abs, Some((Unary::Neg, y))) => Some(vec![rw.unary(Unary::Abs, y)?]),
         (Unary::Abs, Some((Unary::Abs, _))) => Some(vec![x]),
         (Unary::Abs, _) if !integer && non_negative(rw, x, DEPTH) => Some(vec![x]),
-        (Unary::Floor | Unary::Ceil | Unary::Trunc | Unary::RoundEven, _) if integer => Some(vec![x]),
-        (Unary::Floor | Unary::Ceil | Unary::Trunc | Unary::RoundEven, Some((i, _)))
-            if matches!(i, Unary::Floor | Unary::Ceil | Unary::Trunc | Unary::RoundEven) =>
-        {
-            Some(vec![x])
-        }
+        (u, _) if rounds(u) && integer => Some(vec![x]),
+        (u, Some((i, _))) if rounds(u) && rounds(i) => Some(vec![x]),
         (Unary::Not, None) if rw.dtype(x).is_bool() => match rw.node(x) {
             Some(n) if matches!(n.op, Op::Compare(Compare::Eq | Compare::Ne)) => {
                 let (op, operands) = (n.op.clone(), n.inputs.clone());
@@ -100,6 +96,11 @@ fn unary(rw: &mut Rewriter<'_>, u: Unary, x: ValueId) -> Rewritten {
         },
         _ => None,
     })
+}
+
+/// Whether an operation gives integral numbers, and leaves those as they are.
+fn rounds(op: Unary) -> bool {
+    matches!(op, Unary::Floor | Unary::Ceil | Unary::Trunc | Unary::RoundEven)
 }
 
 /// Whether no element is negative, or a negative zero; NaN may be.
@@ -115,11 +116,8 @@ fn non_negative(rw: &Rewriter<'_>, v: ValueId, depth: usize) -> bool {
         Op::Binary(Binary::Mul) if n.inputs[0] == n.inputs[1] => true,
         Op::Binary(Binary::Add | Binary::Mul | Binary::Div | Binary::Min) => at(0) && at(1),
         Op::Binary(Binary::Max) => at(0) || at(1),
-        Op::Reduce { combiner, .. } => match combiner {
-            Combiner::Add | Combiner::Mul | Combiner::Min => at(0),
-            // Over nothing the greatest element is minus infinity.
-            _ => false,
-        },
+        // The greatest of no elements is minus infinity.
+        Op::Reduce { combiner: Combiner::Add | Combiner::Mul | Combiner::Min, .. } => at(0),
         Op::Reshape { .. } | Op::Permute { .. } | Op::Broadcast { .. } | Op::Slice { .. } => at(0),
         Op::Cast { to, .. } => to.is_float() && rw.dtype(n.inputs[0]).is_float() && at(0),
         _ => false,

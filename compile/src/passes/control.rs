@@ -59,7 +59,7 @@ pub(super) fn rule(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewrit
             Ok(Some(out))
         }
         (Op::While { results, .. }, [condition, rest @ ..]) => {
-            if !rw.splat(*condition).is_some_and(|n| !n.is_true()) {
+            if rw.splat(*condition).is_none_or(|n| n.is_true()) {
                 return with_constants(rw, op, inputs);
             }
             let out: Vec<ValueId> = rest.iter().copied().take(results.len()).collect();
@@ -73,10 +73,19 @@ pub(super) fn rule(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewrit
 /// Captured constants in the regions themselves; those that are repeated stay outside.
 fn with_constants(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewritten {
     let carried = if let Op::While { results, .. } = op { results.len() } else { 0 };
+    let regions: Vec<&Arc<Graph>> = match op {
+        Op::If { then_branch, else_branch, .. } => vec![then_branch, else_branch],
+        Op::While { body, .. } => vec![body],
+        _ => return Ok(None),
+    };
+    // A parameter may not be what gives a symbol its value.
+    let fits = |rw: &Rewriter<'_>, i: usize, v: ValueId| {
+        regions.iter().all(|g| g.inputs.get(i).is_some_and(|&p| g.ty(p) == rw.graph.ty(v)))
+    };
     let captured: Vec<Option<Tensor>> = inputs[1..]
         .iter()
         .enumerate()
-        .map(|(i, &v)| rw.constant(v).filter(|_| i >= carried).cloned())
+        .map(|(i, &v)| rw.constant(v).filter(|_| i >= carried && fits(rw, i, v)).cloned())
         .collect();
     if captured.iter().all(Option::is_none) {
         return Ok(None);
