@@ -81,6 +81,7 @@ pub(crate) struct Shared<'m> {
     pub(crate) source: &'m Source,
     registry: Registry,
     functions: HashMap<(&'m str, &'m str, &'m str), &'m FunctionProto>,
+    types: HashMap<&'m str, &'m TypeProto>,
     issues: RefCell<Vec<Issue>>,
     nodes: Cell<usize>,
     graphs: Cell<usize>,
@@ -151,6 +152,7 @@ fn load_source(source: &Source, options: &Options) -> Result<Loaded> {
         source,
         registry: Registry::new(),
         functions,
+        types: declared_types(graph),
         issues: RefCell::default(),
         nodes: Cell::new(0),
         graphs: Cell::new(0),
@@ -238,6 +240,21 @@ fn count_operators(model: &ModelProto, graph: &GraphProto) -> Vec<(String, usize
     counts.into_iter().collect()
 }
 
+/// What a model says of the types of its values, subgraphs included.
+fn declared_types(graph: &GraphProto) -> HashMap<&str, &TypeProto> {
+    let mut types = HashMap::new();
+    let mut graphs = vec![graph];
+    while let Some(g) = graphs.pop() {
+        for v in g.value_info.iter().chain(&g.output) {
+            if let Some(t) = &v.ty {
+                types.insert(v.name.as_str(), &**t);
+            }
+        }
+        graphs.extend(g.node.iter().flat_map(subgraphs));
+    }
+    types
+}
+
 /// The graphs in a node's attributes.
 pub(crate) fn subgraphs(n: &NodeProto) -> impl Iterator<Item = &GraphProto> {
     n.attribute.iter().flat_map(|a| a.g.as_deref().into_iter().chain(&a.graphs))
@@ -295,7 +312,7 @@ impl<'o> InputDims<'o> {
                 .ok_or_else(|| bad(&format!("has element type {}, which is not supported", t.elem_type)))?;
             return Ok(Type::Tensor { dtype, dims });
         }
-        element_type(ty, name, 0)
+        element_type(ty, name, 0, symbols)
     }
     fn finish(self) -> Result<()> {
         match self.options.dims.iter().find(|(n, _)| !self.used.contains(n.as_str())) {
@@ -312,20 +329,32 @@ impl<'o> InputDims<'o> {
     }
 }
 
-/// The type of a value that is not a tensor by itself; tensors inside it have a known element type only.
-pub(crate) fn element_type(ty: &TypeProto, name: &str, depth: usize) -> Result<Type> {
-    if depth < 8 {
-        if let Some(s) = ty.sequence.as_ref().and_then(|s| s.elem_type.as_deref()) {
-            return Ok(Type::Sequence(Box::new(element_type(s, name, depth + 1)?)));
-        }
-        if let Some(o) = ty.optional.as_ref().and_then(|s| s.elem_type.as_deref()) {
-            return Ok(Type::Optional(Box::new(element_type(o, name, depth + 1)?)));
-        }
-        if ty.tensor.is_some() && depth > 0 {
-            return Ok(Type::Any);
-        }
+/// The type of a value or of an element of one. Dims that are not numbers are fresh symbols; a tensor of unknown rank inside a
+/// sequence or optional is [`Type::Any`].
+pub(crate) fn element_type(ty: &TypeProto, name: &str, depth: usize, symbols: &mut Symbols) -> Result<Type> {
+    let bad = || OnnxError::Invalid(format!("value '{name}' has a type that is not supported"));
+    if depth > 8 {
+        return Err(bad());
     }
-    Err(OnnxError::Invalid(format!("value '{name}' has a type that is not supported")))
+    if let Some(s) = ty.sequence.as_ref().and_then(|s| s.elem_type.as_deref()) {
+        return Ok(Type::Sequence(Box::new(element_type(s, name, depth + 1, symbols)?)));
+    }
+    if let Some(o) = ty.optional.as_ref().and_then(|s| s.elem_type.as_deref()) {
+        return Ok(Type::Optional(Box::new(element_type(o, name, depth + 1, symbols)?)));
+    }
+    let t = ty.tensor.as_deref().ok_or_else(bad)?;
+    let Some(shape) = &t.shape else { return if depth > 0 { Ok(Type::Any) } else { Err(bad()) } };
+    let mut dims = Vec::new();
+    for d in &shape.dim {
+        dims.push(match d.value {
+            Some(v) if v > 0 => Dim::from(v),
+            _ => Dim::from(symbols.fresh(if d.param.is_empty() { "n" } else { &d.param })),
+        });
+    }
+    if t.elem_type == data::STRING {
+        return Ok(Type::Strings { dims });
+    }
+    Ok(Type::Tensor { dtype: data::dtype(t.elem_type).ok_or_else(bad)?, dims })
 }
 
 impl<'m> Shared<'m> {
@@ -851,6 +880,13 @@ impl<'c, 'm> Ctx<'c, 'm> {
         let id = self.id(&v)?;
         let id = self.b.reshape(id, &dims)?;
         Ok(self.out(id))
+    }
+
+    /// What the model declares of the type of a node's result; an error where it says nothing useful.
+    pub(crate) fn declared_type(&mut self, n: &NodeCtx<'_>, i: usize) -> Result<Type> {
+        let declared = n.node.output.get(i).and_then(|o| self.shared.types.get(o.as_str()).copied());
+        let known = declared.and_then(|t| element_type(t, &n.node.name, 0, self.b.symbols).ok());
+        known.ok_or_else(|| n.unsupported("the rank of the result is not known"))
     }
 
     /// A fresh symbol.

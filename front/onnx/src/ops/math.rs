@@ -91,6 +91,12 @@ pub const OPS: &[Entry] = &[
         with_x(cx, n, |cx, n, x| Ok(cx.b.shrink(x, n.float("lambd", 0.5)?, n.float("bias", 0.0)?)?))
     }),
     op("Swish", |cx, n| with_x(cx, n, |cx, n, x| Ok(cx.b.swish(x, n.float("alpha", 1.0)?)?))),
+    op("SwiGLU", |cx, n| {
+        let (a, b) = (cx.tensor(n, 0)?, cx.tensor(n, 1)?);
+        let gate = cx.b.swish(a, n.float("alpha", 1.0)?)?;
+        let y = cx.b.mul(gate, b)?;
+        cx.one(y)
+    }),
     op("Softmax", softmax),
     op("LogSoftmax", softmax),
     op("Dropout", dropout),

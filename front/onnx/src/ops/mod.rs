@@ -11,12 +11,22 @@ use crate::ctx::{Ctx, NodeCtx};
 use crate::error::Result;
 use crate::val::Val;
 
+mod calc;
 mod control;
+mod deform;
+mod detect;
+mod einsum;
+mod flex;
 mod index;
+mod loss;
 mod math;
 mod nn;
 mod reduce;
+mod resize;
+mod sequence;
 mod shape;
+mod strings;
+mod training;
 
 /// Lowers one node: gives its results, in order (results that are never used may be left out at the end).
 pub type Lower = for<'m> fn(&mut Ctx<'_, 'm>, &NodeCtx<'m>) -> Result<Vec<Val>>;
@@ -61,10 +71,19 @@ impl Entry {
 #[rustfmt::skip]
 const FAMILIES: &[&[Entry]] = &[
     control::OPS,
+    training::OPS,
+    strings::OPS,
+    sequence::OPS,
+    loss::OPS,
+    flex::OPS,
+    einsum::OPS,
+    detect::OPS,
+    deform::OPS,
     index::OPS,
     math::OPS,
     nn::OPS,
     reduce::OPS,
+    resize::OPS,
     shape::OPS,
 ];
 

@@ -1,0 +1,6 @@
+//! Deformable convolution.
+
+use crate::ops::Entry;
+
+/// The family's operators.
+pub const OPS: &[Entry] = &[];

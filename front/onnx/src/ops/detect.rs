@@ -1,0 +1,6 @@
+//! Boxes: suppression of overlapping ones.
+
+use crate::ops::Entry;
+
+/// The family's operators.
+pub const OPS: &[Entry] = &[];

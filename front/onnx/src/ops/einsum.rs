@@ -1,0 +1,6 @@
+//! Einstein summation.
+
+use crate::ops::Entry;
+
+/// The family's operators.
+pub const OPS: &[Entry] = &[];
