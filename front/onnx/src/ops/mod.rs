@@ -21,6 +21,7 @@ mod index;
 mod loss;
 mod math;
 mod nn;
+mod recurrent;
 mod reduce;
 mod resize;
 mod sequence;
@@ -82,6 +83,7 @@ const FAMILIES: &[&[Entry]] = &[
     index::OPS,
     math::OPS,
     nn::OPS,
+    recurrent::OPS,
     reduce::OPS,
     resize::OPS,
     shape::OPS,
