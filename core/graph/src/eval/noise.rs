@@ -107,7 +107,7 @@ fn noisy(m: &Module, inputs: &[Tensor]) -> Vec<(DType, Vec<Noisy>)> {
             };
             (0..p.outs.len()).map(|o| one(o, &mut x)).collect()
         } else {
-            whole(&p, &x.iter().map(|v| v.to_vec()).collect::<Vec<_>>())
+            whole(&p, &x.iter().map(|v| v.to_vec()).collect::<Vec<_>>()).unwrap()
         };
         for (&v, r) in node.outputs.iter().zip(results) {
             values[v.index()] = r;

@@ -193,7 +193,7 @@ impl<'a> Evaluator<'a> {
             }
         } else {
             let x: Vec<Vec<Bits>> = x.iter().map(|t| t.codes().map(Bits).collect()).collect();
-            for ((dtype, shape), codes) in p.outs.iter().zip(whole(&p, &x)) {
+            for ((dtype, shape), codes) in p.outs.iter().zip(whole(&p, &x)?) {
                 let mut t = Tensor::zeros(*dtype, shape).map_err(fail)?;
                 write(&mut t, &codes);
                 out.push(HostValue::Tensor(t));

@@ -12,11 +12,11 @@ use tongtu_tensor::{DType, Num, Tensor};
 use crate::error::GraphError;
 use crate::eval::bindings::Bindings;
 use crate::eval::elem::Elem;
-use crate::eval::element::{Operands, by_element, element};
+use crate::eval::element::{Operands, element};
 use crate::eval::host::{self, HostValue};
 use crate::eval::prepare::{Prepared, count, failed, prepare};
 use crate::eval::run::{bind_inputs, check_ids, shape_of};
-use crate::eval::whole::whole;
+use crate::eval::whole::{Targets, line, line_axis};
 use crate::graph::{Graph, Loc, Type, ValueId};
 use crate::inline::inline_composites;
 use crate::op::Op;
@@ -153,6 +153,11 @@ impl Source {
     }
 }
 
+/// Whether all results of an operation come at once.
+fn is_region(op: &Op) -> bool {
+    matches!(op, Op::If { .. } | Op::While { .. } | Op::Host { .. })
+}
+
 /// A hash for small numbers, by multiplication.
 #[derive(Default)]
 struct Spread(u64);
@@ -185,6 +190,8 @@ struct Frame<'g> {
     sources: RefCell<Vec<Option<Source>>>,
     memo: RefCell<HashMap<(u32, usize), Approx, BuildHasherDefault<Spread>>>,
     prepared: RefCell<Vec<Option<Rc<Prepared>>>>,
+    /// Where the updates of scatters go, by node.
+    targets: RefCell<HashMap<usize, Rc<Targets>>>,
     /// Regions this one is nested in.
     nesting: usize,
 }
@@ -240,6 +247,7 @@ impl<'g> Frame<'g> {
             sources: RefCell::new(sources),
             memo: RefCell::default(),
             prepared: RefCell::new(vec![None; graph.nodes.len()]),
+            targets: RefCell::default(),
             nesting,
         };
         frame.bind_symbols()?;
@@ -306,7 +314,7 @@ impl<'g> Frame<'g> {
         }
         let n = self.definitions[v.index()].ok_or_else(|| broken("a value has no definition"))?;
         let node = &self.graph.nodes[n];
-        if !by_element(&node.op) {
+        if is_region(&node.op) {
             self.materialise_node(n)?;
             return self.sources.borrow()[v.index()]
                 .as_ref()
@@ -338,11 +346,55 @@ impl<'g> Frame<'g> {
         }
         let p = self.prepared(n)?;
         let output = node.outputs.iter().position(|o| *o == v).unwrap_or(0);
-        let a = element(&p, &mut Node { frame: self, inputs: &node.inputs, depth }, output, i)?;
+        let mut operands = Node { frame: self, inputs: &node.inputs, depth };
+        let a = match &p.op {
+            op if line_axis(op).is_some() => return self.line(&p, node, output, i, depth),
+            Op::ScatterAlong { .. } | Op::ScatterNd { .. } => {
+                let known = self.targets.borrow().get(&n).cloned();
+                let targets = match known {
+                    Some(t) => t,
+                    None => {
+                        let t = Rc::new(Targets::new(&p, |k| operands.get(1, k))?);
+                        self.targets.borrow_mut().insert(n, t.clone());
+                        t
+                    }
+                };
+                let old = operands.get(0, i)?;
+                targets.element(&p, i, old, |k| operands.get(2, k))?
+            }
+            _ => element(&p, &mut operands, output, i)?,
+        };
         if !moves {
             self.memo.borrow_mut().insert((v.0, i), a);
         }
         Ok(a)
+    }
+
+    /// An element of a scan or sort; all of its line are remembered.
+    fn line(
+        &self,
+        p: &Prepared,
+        node: &crate::graph::Node,
+        output: usize,
+        i: usize,
+        depth: usize,
+    ) -> Result<Approx, GraphError> {
+        let shape = &p.ins[0].1;
+        let axis = line_axis(&p.op).unwrap_or(0);
+        let inner = count(&shape[axis + 1..]);
+        let first = i / (shape[axis] * inner) * shape[axis] * inner + i % inner;
+        let places: Vec<usize> = (0..shape[axis]).map(|k| first + k * inner).collect();
+        let mut operands = Vec::new();
+        for &v in &node.inputs {
+            operands.push(places.iter().map(|&i| self.get(v, i, depth + 1)).collect::<Result<Vec<_>, _>>()?);
+        }
+        let lines = line(p, &operands);
+        let mut memo = self.memo.borrow_mut();
+        for (v, line) in node.outputs.iter().zip(&lines) {
+            memo.extend(places.iter().zip(line).map(|(&i, &a)| ((v.0, i), a)));
+        }
+        let at = i / inner % shape[axis];
+        lines.get(output).and_then(|l| l.get(at)).copied().ok_or_else(|| broken("a line without elements"))
     }
 
     /// All of a value.
@@ -351,7 +403,7 @@ impl<'g> Frame<'g> {
             return Ok(s.clone());
         }
         let node = self.definitions[v.index()];
-        if let Some(n) = node.filter(|&n| !by_element(&self.graph.nodes[n].op)) {
+        if let Some(n) = node.filter(|&n| is_region(&self.graph.nodes[n].op)) {
             self.materialise_node(n)?;
         } else {
             let (dtype, shape) = self.shape(v)?;
@@ -379,7 +431,7 @@ impl<'g> Frame<'g> {
         Ok(())
     }
 
-    /// All results of a node that has no elementwise meaning.
+    /// All results of a region or host operation.
     fn materialise_node(&self, n: usize) -> Result<(), GraphError> {
         let node = &self.graph.nodes[n];
         let fail = |detail: String| failed(&node.op, &node.loc, detail);
@@ -424,18 +476,7 @@ impl<'g> Frame<'g> {
                     })
                     .collect()
             }
-            _ => {
-                let p = self.prepared(n)?;
-                let x: Vec<Vec<Approx>> = operands
-                    .iter()
-                    .zip(&p.ins)
-                    .map(|(s, (_, d))| (0..count(d)).map(|i| s.get(i)).collect())
-                    .collect();
-                for ((&v, (dtype, shape)), elements) in node.outputs.iter().zip(&p.outs).zip(whole(&p, &x)) {
-                    self.store(v, *dtype, shape.clone(), elements)?;
-                }
-                return Ok(());
-            }
+            _ => return Err(fail("has no whole results".into())),
         };
         let mut bindings = self.bindings.borrow_mut();
         for (&v, s) in node.outputs.iter().zip(&results) {
