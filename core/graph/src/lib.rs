@@ -9,6 +9,31 @@
 //! This crate knows no front end, no kernel and no chip. It promises: one table declares every operation
 //! ([`op`]); the text form round-trips ([`text`]); [`verify()`] accepts exactly what the evaluator and the compiler
 //! may take; [`eval`] is the oracle that everything else is compared with.
+//!
+//! ```
+//! use tongtu_graph::eval::{Sampler, compare, run_tensors};
+//! use tongtu_graph::{Builder, Module, Type, verify};
+//! use tongtu_tensor::{DType, Dim, Num, Tensor};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut m = Module::default();
+//! let rows = m.symbols.fresh("rows");
+//! let x = m.graph.add_input(Type::tensor(DType::F32, [Dim::from(rows), Dim::from(3)]), Some("x".into()));
+//! let y = Builder::new(&mut m.graph, &mut m.symbols).softmax(x, 1)?;
+//! m.graph.outputs.push(y);
+//! assert!(verify(&m).is_ok());
+//!
+//! let input = Tensor::from_slice(&[1, 3], &[0f32, 1.0, 2.0])?;
+//! let all = run_tensors(&m, &[input.clone()])?;
+//! assert_eq!(all[0].shape(), [1, 3]);
+//!
+//! // One element with the error that an implementation may have, and a result held against it.
+//! let bound = Sampler::new(&m.symbols, &m.graph, vec![input]).elements(0, &[2])?;
+//! assert!(compare(&bound, &[Num::Float(0.665_240_94)]).passes());
+//! assert!(!compare(&bound, &[Num::Float(0.66525)]).passes());
+//! # Ok(())
+//! # }
+//! ```
 #![forbid(unsafe_code)]
 
 pub mod build;
