@@ -1,6 +1,6 @@
 //! Result types from operand types: the type rule of every instruction without regions.
 
-use tongtu_tensor::scalar::{Binary, Unary};
+use tongtu_tensor::scalar::Unary;
 use tongtu_tensor::{Combiner, DType};
 
 use crate::op::{Op, TileMap};
@@ -76,35 +76,14 @@ fn index_tile(tys: &[&Ty], i: usize) -> Result<Vec<usize>, String> {
 }
 
 fn unary_result(op: Unary, d: DType) -> Result<DType, String> {
-    use Unary::*;
-    let ok = match op {
-        Neg | Abs | Sign => !d.is_bool(),
-        Not => !d.is_float(),
-        Popcount | Clz => d.is_int(),
-        _ => d.is_float(),
-    };
-    if !ok {
-        return Err(format!("'{op}' does not take {d}"));
-    }
-    Ok(if matches!(op, IsNan | IsInf) { DType::Bool } else { d })
-}
-
-fn binary_ok(op: Binary, d: DType) -> bool {
-    use Binary::*;
-    match op {
-        And | Or | Xor => !d.is_float(),
-        Shl | Shr => d.is_int(),
-        Atan2 | CopySign => d.is_float(),
-        Add | Mul | Max | Min => true,
-        _ => !d.is_bool(),
-    }
+    if op.accepts(d) { Ok(op.result(d)) } else { Err(format!("'{op}' does not take {d}")) }
 }
 
 fn combined(tys: &[&Ty], combiner: Combiner) -> Result<Vec<usize>, String> {
     count(tys, combiner.arity())?;
     let (d, shape) = tile(tys, 0)?;
     match combiner.binary() {
-        Some(b) if !binary_ok(b, d) => return Err(format!("'{b}' does not take {d}")),
+        Some(b) if !b.accepts(d) => return Err(format!("'{b}' does not take {d}")),
         None if combiner == Combiner::Replace => return Err("'replace' does not reduce".into()),
         None => {
             let (i, s) = tile(tys, 1)?;
@@ -130,7 +109,7 @@ pub fn infer(op: &Op, tys: &[&Ty]) -> Result<Vec<Ty>, String> {
             count(tys, 2)?;
             equal(tys, 0, 1)?;
             let (d, s) = tile(tys, 0)?;
-            if binary_ok(*b, d) { one(d, &s) } else { Err(format!("'{b}' does not take {d}")) }
+            if b.accepts(d) { one(d, &s) } else { Err(format!("'{b}' does not take {d}")) }
         }
         Op::Compare(_) => {
             count(tys, 2)?;
