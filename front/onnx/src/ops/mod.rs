@@ -11,6 +11,7 @@ use crate::ctx::{Ctx, NodeCtx};
 use crate::error::Result;
 use crate::val::Val;
 
+mod attention;
 mod calc;
 mod control;
 mod deform;
@@ -21,6 +22,7 @@ mod index;
 mod loss;
 mod math;
 mod nn;
+mod quant;
 mod recurrent;
 mod reduce;
 mod resize;
@@ -82,7 +84,9 @@ const FAMILIES: &[&[Entry]] = &[
     deform::OPS,
     index::OPS,
     math::OPS,
+    attention::OPS,
     nn::OPS,
+    quant::OPS,
     recurrent::OPS,
     reduce::OPS,
     resize::OPS,

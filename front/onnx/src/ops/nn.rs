@@ -161,7 +161,7 @@ fn mat_mul<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
 }
 
 /// An integer operand less its zero point, in `i32`. A vector of zero points lies along `axis`.
-fn less_zero<'m>(
+pub(crate) fn less_zero<'m>(
     cx: &mut Ctx<'_, 'm>,
     n: &NodeCtx<'m>,
     x: usize,
