@@ -82,6 +82,10 @@ pub(crate) struct Shared<'m> {
     registry: Registry,
     functions: HashMap<(&'m str, &'m str, &'m str), &'m FunctionProto>,
     types: HashMap<&'m str, &'m TypeProto>,
+    /// Of branches that differ in rank, the squeezing one is taken to run.
+    pub(crate) squeezed: bool,
+    /// Set where there are such branches.
+    pub(crate) ambiguous: &'m Cell<bool>,
     issues: RefCell<Vec<Issue>>,
     nodes: Cell<usize>,
     graphs: Cell<usize>,
@@ -127,6 +131,22 @@ fn opsets(imports: &[OperatorSetId]) -> Opsets {
 }
 
 fn load_source(source: &Source, options: &Options) -> Result<Loaded> {
+    let ambiguous = Cell::new(false);
+    match load_assuming(source, options, false, &ambiguous) {
+        // Only one of the branches may fit what follows.
+        Err(e) if ambiguous.get() => load_assuming(source, options, true, &ambiguous).map_err(|_| e),
+        other => other,
+    }
+}
+
+/// Loads a model; of branches that differ in rank, where one squeezes a dim if it is 1, `squeezed` tells which is taken to run.
+/// Sets `ambiguous` where there are such.
+fn load_assuming(
+    source: &Source,
+    options: &Options,
+    squeezed: bool,
+    ambiguous: &Cell<bool>,
+) -> Result<Loaded> {
     let model: ModelProto = wire::read(source.bytes.bytes())?;
     let Some(graph) = model.graph.as_deref() else {
         return Err(OnnxError::Invalid("the file has no graph".into()));
@@ -153,6 +173,8 @@ fn load_source(source: &Source, options: &Options) -> Result<Loaded> {
         registry: Registry::new(),
         functions,
         types: declared_types(graph),
+        squeezed,
+        ambiguous,
         issues: RefCell::default(),
         nodes: Cell::new(0),
         graphs: Cell::new(0),

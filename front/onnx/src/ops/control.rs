@@ -88,8 +88,7 @@ fn if_<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
 }
 
 /// The branches give values of different rank or type, as where an exporter squeezes a dim if it is 1. What follows is lowered
-/// for one of them only: the one that does not squeeze, since the dim is not known to be 1. That it is the one taken is checked
-/// when the model runs.
+/// for one of them only; that it is the one taken is checked when the model runs.
 fn different_kinds<'m>(
     cx: &mut Ctx<'_, 'm>,
     n: &NodeCtx<'m>,
@@ -98,10 +97,11 @@ fn different_kinds<'m>(
 ) -> Result<Vec<Val>> {
     let squeezes = |g: &crate::proto::GraphProto| g.node.iter().any(|n| n.op_type == "Squeeze");
     let taken = match (squeezes(graphs[0]), squeezes(graphs[1])) {
-        (true, false) => 1,
-        (false, true) => 0,
+        (true, false) => usize::from(!cx.shared.squeezed),
+        (false, true) => usize::from(cx.shared.squeezed),
         _ => return Err(n.unsupported("the branches give values of different types")),
     };
+    cx.shared.ambiguous.set(true);
     let which = cx.b.convert(condition, DType::I64)?;
     let sym = cx.fresh("branch");
     let value = i64::from(taken == 0);
