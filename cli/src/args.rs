@@ -224,6 +224,9 @@ pub struct ProfileArgs {
     /// Write a trace that Perfetto (ui.perfetto.dev) opens.
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
+    /// Runs that are measured; each step counts with its best time.
+    #[arg(long, default_value_t = 5)]
+    pub runs: usize,
     /// Kernels shown.
     #[arg(long, default_value_t = 25)]
     pub top: usize,

@@ -93,7 +93,10 @@ pub fn profile(args: &ProfileArgs, as_json: bool) -> Done {
     let named: Vec<(&str, Value)> = inputs.iter().map(|(n, v)| (n.as_str(), v.clone())).collect();
     // The first run binds sizes and touches memory.
     session.run(&named)?;
-    let (_, profile) = session.profile(&named)?;
+    let (_, mut profile) = session.profile(&named)?;
+    for _ in 1..args.runs.max(1) {
+        profile.keep_best(&session.profile(&named)?.1);
+    }
     let peaks = match args.no_peak {
         true => None,
         false => {

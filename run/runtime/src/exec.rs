@@ -423,6 +423,15 @@ impl Run<'_> {
         let inner = self.inner;
         let p = &inner.program;
         let loc = &step.loc;
+        if let Mode::Verify(verifier) = mode {
+            match &step.kind {
+                LKind::Copy(_, dst) | LKind::Assign(_, dst) | LKind::WriteDim(dst, _) => {
+                    verifier.touched(p.values[*dst].root);
+                }
+                LKind::Host(h) => h.outputs.iter().for_each(|v| verifier.touched(*v)),
+                _ => {}
+            }
+        }
         match &step.kind {
             LKind::Launch(l) => return self.launch(*l, step, mode),
             LKind::Copy(src, dst) => {

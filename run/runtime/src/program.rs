@@ -157,10 +157,13 @@ struct Lower<'a> {
 struct Mentions {
     /// The common path prefix; the last element is (block, last step).
     path: Option<Path>,
+    /// The first step of the body that mentions it.
+    first: Option<usize>,
 }
 
 impl Mentions {
     fn add(&mut self, path: &Path) {
+        self.first = self.first.or(path.first().map(|p| p.1));
         let Some(old) = &mut self.path else {
             self.path = Some(path.clone());
             return;
@@ -500,8 +503,10 @@ impl Program {
                 });
             }
             // A lifetime that is too short would give wrong results: trust the steps more than the plan.
-            let used = l.mentions[i].path.as_ref().map(|p| p[0].1);
-            arena.push(ArenaValue { value: i, first, last: last.max(used.unwrap_or(last)) });
+            let used = &l.mentions[i];
+            let first = used.first.map_or(first, |f| f.min(first));
+            let last = used.path.as_ref().map_or(last, |p| p[0].1.max(last));
+            arena.push(ArenaValue { value: i, first, last });
         }
 
         let mut uses = Vec::new();

@@ -153,7 +153,18 @@ pub(crate) struct Verifier {
     order: Vec<usize>,
     /// Inputs of the groups begun.
     open: HashMap<usize, Vec<Tensor>>,
+    /// Contents of values when their group was done: by root value, bytes and their hash.
+    written: HashMap<usize, (usize, u64)>,
     failures: HashMap<usize, Failure>,
+}
+
+/// Size and hash of a tensor's bytes (FNV-1a by words).
+fn contents(t: &Tensor) -> (usize, u64) {
+    let bytes = t.bytes();
+    let word = |w: &[u8]| w.iter().rev().fold(0u64, |n, &b| n << 8 | u64::from(b));
+    let hash =
+        bytes.chunks(8).fold(0xcbf2_9ce4_8422_2325, |h: u64, w| (h ^ word(w)).wrapping_mul(0x0100_0000_01b3));
+    (bytes.len(), hash)
 }
 
 /// A number from a seed and a position (SplitMix64).
@@ -228,8 +239,14 @@ impl Verifier {
             reports: HashMap::new(),
             order: Vec::new(),
             open: HashMap::new(),
+            written: HashMap::new(),
             failures: HashMap::new(),
         }
+    }
+
+    /// A step that is no launch has written to a value.
+    pub(crate) fn touched(&mut self, root: usize) {
+        self.written.remove(&root);
     }
 
     /// Before the first launch of a group: keeps its inputs, whose memory may be used again.
@@ -258,7 +275,18 @@ impl Verifier {
         });
         report.calls += 1;
         if report.verified_calls < self.calls {
-            let inputs = g.inputs.iter().map(|v| run.read(v.index(), loc)).collect::<Result<_>>()?;
+            let inputs: Vec<Tensor> =
+                g.inputs.iter().map(|v| run.read(v.index(), loc)).collect::<Result<_>>()?;
+            for (v, t) in g.inputs.iter().zip(&inputs) {
+                let root = run.inner.program.values[v.index()].root;
+                let now = contents(t);
+                let overwritten = self.written.get(&root).filter(|w| w.0 == now.0 && w.1 != now.1).is_some();
+                if overwritten {
+                    let name = run.name(v.index());
+                    report.error =
+                        Some(format!("[R017] its operand '{name}' was overwritten before it was read"));
+                }
+            }
             self.open.insert(group, inputs);
         }
         Ok(())
@@ -266,9 +294,14 @@ impl Verifier {
 
     /// After its last launch: compares its results.
     pub(crate) fn after(&mut self, run: &mut Run<'_>, group: usize, loc: &Loc) -> Result<()> {
-        let Some(inputs) = self.open.remove(&group) else { return Ok(()) };
         let plan = run.inner.program.plan.clone();
         let g = &plan.groups[group];
+        let Some(inputs) = self.open.remove(&group) else {
+            g.outputs
+                .iter()
+                .for_each(|v| drop(self.written.remove(&run.inner.program.values[v.index()].root)));
+            return Ok(());
+        };
         let mut bindings = Bindings::new();
         for (sym, _) in plan.symbols.iter() {
             if let Some(v) = run.s.syms[sym.0 as usize] {
@@ -278,6 +311,9 @@ impl Verifier {
         }
         let actual: Vec<Tensor> =
             g.outputs.iter().map(|v| run.read(v.index(), loc)).collect::<Result<_>>()?;
+        for (v, t) in g.outputs.iter().zip(&actual) {
+            self.written.insert(run.inner.program.values[v.index()].root, contents(t));
+        }
         let Some(report) = self.reports.get_mut(&group) else { return Ok(()) };
         report.verified_calls += 1;
         let sampler = Sampler::new(&plan.symbols, &g.graph, inputs.clone()).with_bindings(bindings.clone());
@@ -310,7 +346,8 @@ impl Session {
     /// Runs the model, comparing every group of kernels with the reference interpreter on the inputs the group really had.
     ///
     /// A group that differs is taken apart where [`VerifyOptions::recompile`] allows: its operations are compiled and run one by
-    /// one, and the first that differs alone is named.
+    /// one, and the first that differs alone is named. An operand that is not what its group left, because other steps wrote over
+    /// it, is an error of the group that reads it.
     pub fn verify(
         &self,
         inputs: &[Value],

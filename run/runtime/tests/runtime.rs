@@ -380,9 +380,37 @@ fn verification_finds_the_kernel_that_differs() {
 }
 
 #[test]
+fn verification_notices_memory_that_is_written_over() {
+    let mut p = P::default();
+    let dims = [Dim::from(4)];
+    let (x, w) = (p.input("x", &dims), p.input("w", &dims));
+    let a = p.arena(&dims, 0, 2);
+    let b = p.arena(&dims, 1, 2);
+    let y = p.arena(&dims, 2, 3);
+    // The second launch writes before its own memory, where the first's result lies.
+    let steps = vec![p.binary("add", x, w, a), p.binary("mul_astray", x, w, b), p.binary("add", a, b, y)];
+    p.plan.body = block(steps);
+    p.output("y", y);
+    let s = session(p.plan, &[Fake::new("cpu")]);
+    let ones = || Value::from(floats(&[1.0; 4]));
+    let (_, report) = s.verify(&[ones(), ones()], &VerifyOptions::default()).unwrap();
+    assert!(report.groups[0].passes() && report.groups[1].passes());
+    assert!(
+        report.groups[2].error.as_ref().unwrap().starts_with("[R017] its operand 'v2'"),
+        "{:?}",
+        report.groups[2]
+    );
+}
+
+#[test]
 fn profiles_and_traces() {
     let s = session(chain(3), &[Fake::slow("queue", 100)]);
-    let (_, profile) = s.profile(&[floats(&[1.0]).into(), floats(&[1.0]).into()]).unwrap();
+    let inputs = [floats(&[1.0]).into(), floats(&[1.0]).into()];
+    let (_, mut profile) = s.profile(&inputs).unwrap();
+    let (_, other) = s.profile(&inputs).unwrap();
+    let least: Vec<u64> = profile.steps.iter().zip(&other.steps).map(|(a, b)| a.ns.min(b.ns)).collect();
+    profile.keep_best(&other);
+    assert_eq!(profile.steps.iter().map(|s| s.ns).collect::<Vec<_>>(), least);
     assert_eq!(profile.steps.len(), 4);
     let groups = profile.groups();
     assert_eq!(groups.len(), 4);

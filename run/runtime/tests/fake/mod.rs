@@ -22,6 +22,12 @@ const KERNELS: &[(&str, Kernel)] = &[
     ("add", |m, _, a| binary(m, a, |x, y| x + y)),
     ("add_wrong", |m, _, a| binary(m, a, |x, y| x + y + if x > 3.0 { 0.5 } else { 0.0 })),
     ("mul", |m, _, a| binary(m, a, |x, y| x * y)),
+    // Right, but for writing in front of its result too.
+    ("mul_astray", |m, _, a| {
+        binary(m, a, |x, y| x * y);
+        let LaunchArg::Buffer(out, _) = a[2] else { panic!() };
+        m.slice(out.address - 64, 4).fill(0);
+    }),
     ("double", |m, _, a| {
         let x = m.f32s(&a[0]);
         m.write(&a[1], &x.iter().map(|v| v * 2.0).collect::<Vec<_>>());
@@ -364,7 +370,7 @@ impl P {
         let mut builder = Builder::new(&mut graph, &mut self.plan.symbols);
         builder.loc = Loc::new(format!("node/{kernel}"));
         let y = match kernel {
-            "mul" => builder.mul(ins[0], ins[1]),
+            "mul" | "mul_astray" => builder.mul(ins[0], ins[1]),
             _ => builder.add2(ins[0], ins[1]),
         };
         graph.outputs = vec![y.unwrap()];
