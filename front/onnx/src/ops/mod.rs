@@ -13,6 +13,7 @@ use crate::val::Val;
 
 mod attention;
 mod calc;
+mod contrib;
 mod control;
 mod deform;
 mod detect;
@@ -73,6 +74,7 @@ impl Entry {
 /// The families.
 #[rustfmt::skip]
 const FAMILIES: &[&[Entry]] = &[
+    contrib::OPS,
     control::OPS,
     training::OPS,
     strings::OPS,
