@@ -22,6 +22,7 @@ mod flex;
 mod index;
 mod loss;
 mod math;
+mod microsoft;
 mod nn;
 mod quant;
 mod recurrent;
@@ -86,6 +87,7 @@ const FAMILIES: &[&[Entry]] = &[
     deform::OPS,
     index::OPS,
     math::OPS,
+    microsoft::OPS,
     attention::OPS,
     nn::OPS,
     quant::OPS,
