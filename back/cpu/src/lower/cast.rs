@@ -229,14 +229,14 @@ impl Fun<'_> {
             let inf = self.cmp("icmp eq", &ity, &low, &k(f.max_code as i64 + 1));
             bits = self.choose(n, &inf, &ity, &k(0x7f80_0000), &bits);
         }
+        let sign = self.bin("and", &ity, &code, &k(top));
+        let sign = self.bin("shl", &ity, &sign, &k(i64::from(32 - from.bits())));
+        bits = self.bin("or", &ity, &bits, &sign);
         if f.has_nan && f.has_negative_zero {
             let past = f.max_code as i64 + i64::from(f.has_inf);
             let nan = self.cmp("icmp ugt", &ity, &low, &k(past));
             bits = self.choose(n, &nan, &ity, &k(0x7fc0_0000), &bits);
         }
-        let sign = self.bin("and", &ity, &code, &k(top));
-        let sign = self.bin("shl", &ity, &sign, &k(i64::from(32 - from.bits())));
-        bits = self.bin("or", &ity, &bits, &sign);
         if f.has_nan && !f.has_negative_zero {
             let nan = self.cmp("icmp eq", &ity, &code, &k(top));
             bits = self.choose(n, &nan, &ity, &k(0x7fc0_0000), &bits);

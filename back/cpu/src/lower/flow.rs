@@ -8,23 +8,33 @@ use tongtu_tensor::DType;
 use tongtu_tile::{Block, Inst, Val};
 
 impl Fun<'_> {
-    /// The types of a tile's parts in rows.
-    fn part_types(&self, dtype: DType, shape: &[usize]) -> Vec<String> {
+    /// The types of a value's parts.
+    fn part_types(&self, v: Val) -> Result<Vec<String>> {
+        let (dtype, shape) = self.tile_ty(v)?;
+        if self.kept(v) == Layout::Squares {
+            return Ok(vec!["x86_amx".to_string(); super::mma::squares(shape)]);
+        }
         let geo = self.geometry(shape);
-        (0..geo.parts()).map(|p| Reg::of(dtype).ty(geo.chunk(p).width)).collect()
+        Ok((0..geo.parts()).map(|p| Reg::of(dtype).ty(geo.chunk(p).width)).collect())
     }
 
-    fn carried(&mut self, values: &[Val]) -> Result<Vec<Vec<V>>> {
-        values.iter().map(|v| self.operand(*v)).collect()
+    /// The parts of `values`, each as the value it becomes is kept.
+    fn carried(&mut self, values: &[Val], becomes: &[Val]) -> Result<Vec<Vec<V>>> {
+        values.iter().zip(becomes).map(|(v, to)| self.parts_as(*v, self.kept(*to))).collect()
+    }
+
+    fn keep(&mut self, v: Val, parts: Vec<V>) -> Result<()> {
+        let (dtype, shape) = self.tile_ty(v)?;
+        let tile = Tile { dtype, shape: shape.to_vec(), layout: self.kept(v), parts };
+        self.values[v.index()] = Some(Value::Tile(tile));
+        Ok(())
     }
 
     /// Gives `v` fresh names for its parts; the phis that define them are written later.
     fn name_parts(&mut self, v: Val) -> Result<Vec<V>> {
-        let (dtype, shape) = self.tile_ty(v)?;
-        let count = self.geometry(shape).parts();
+        let count = self.part_types(v)?.len();
         let parts: Vec<V> = (0..count).map(|_| self.fresh("%c")).collect();
-        let tile = Tile { dtype, shape: shape.to_vec(), layout: Layout::Rows, parts: parts.clone() };
-        self.values[v.index()] = Some(Value::Tile(tile));
+        self.keep(v, parts.clone())?;
         Ok(parts)
     }
 
@@ -37,8 +47,7 @@ impl Fun<'_> {
 
     /// One phi for each part, joining two predecessors.
     fn phis(&mut self, v: Val, names: &[V], a: (&[V], &V), b: (&[V], &V)) -> Result<String> {
-        let (dtype, shape) = self.tile_ty(v)?;
-        let types = self.part_types(dtype, shape);
+        let types = self.part_types(v)?;
         let mut w = String::new();
         for (i, name) in names.iter().enumerate() {
             let _ = writeln!(w, "  {name} = phi {} [{}, %{}], [{}, %{}]", types[i], a.0[i], a.1, b.0[i], b.1);
@@ -51,7 +60,7 @@ impl Fun<'_> {
         let block = inst.blocks.first().ok_or_else(|| broken("a loop without a body"))?;
         let bounds = inst.operands[..3].iter().map(|v| self.scalar(*v)).collect::<Result<Vec<_>>>()?;
         let (lo, hi, step) = (&bounds[0], &bounds[1], &bounds[2]);
-        let init = self.carried(&inst.operands[3..])?;
+        let init = self.carried(&inst.operands[3..], &inst.results)?;
         let (head, exit) = (self.fresh("for"), self.fresh("end"));
         let runs = matches!((as_int(lo), as_int(hi)), (Some(a), Some(b)) if a < b);
         let before = self.block.clone();
@@ -68,7 +77,7 @@ impl Fun<'_> {
         self.values[block.params[0].index()] = Some(Value::Tile(index));
         let names = block.params[1..].iter().map(|v| self.name_parts(*v)).collect::<Result<Vec<_>>>()?;
         self.body(block)?;
-        let next = self.carried(&block.results)?;
+        let next = self.carried(&block.results, &inst.results)?;
         let latch = self.block.clone();
         let i1 = self.bin("add nsw", "i64", &i, step);
         let more = self.cmp("icmp slt", "i64", &i1, hi);
@@ -81,7 +90,7 @@ impl Fun<'_> {
         self.label(&exit);
         for (k, r) in inst.results.iter().enumerate() {
             if runs {
-                self.set(*r, next[k].clone())?;
+                self.keep(*r, next[k].clone())?;
             } else {
                 let names = self.name_parts(*r)?;
                 let phis = self.phis(*r, &names, (&init[k], &before), (&next[k], &latch))?;
@@ -94,7 +103,7 @@ impl Fun<'_> {
     pub(super) fn while_loop(&mut self, inst: &Inst) -> Result<()> {
         let block = inst.blocks.first().ok_or_else(|| broken("a loop without a body"))?;
         let first = self.scalar(inst.operands[0])?;
-        let init = self.carried(&inst.operands[1..])?;
+        let init = self.carried(&inst.operands[1..], &inst.results)?;
         let (head, exit) = (self.fresh("while"), self.fresh("end"));
         let before = self.block.clone();
         self.line(format_args!("br i1 {first}, label %{head}, label %{exit}"));
@@ -103,7 +112,7 @@ impl Fun<'_> {
         let names = block.params.iter().map(|v| self.name_parts(*v)).collect::<Result<Vec<_>>>()?;
         self.body(block)?;
         let more = self.scalar(block.results[0])?;
-        let next = self.carried(&block.results[1..])?;
+        let next = self.carried(&block.results[1..], &inst.results)?;
         let latch = self.block.clone();
         self.line(format_args!("br i1 {more}, label %{head}, label %{exit}"));
         let mut phis = String::new();
@@ -129,7 +138,7 @@ impl Fun<'_> {
         for (label, block) in [(a, yes), (b, no)] {
             self.label(&label);
             self.body(block)?;
-            let values = self.carried(&block.results)?;
+            let values = self.carried(&block.results, &inst.results)?;
             ends.push((values, self.block.clone()));
             self.line(format_args!("br label %{join}"));
         }

@@ -2,7 +2,7 @@
 
 use super::emit::{Reg, V};
 use super::{Fun, Result, Tile};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use tongtu_chip::Chip;
 use tongtu_tile::{Block, Kernel, Op, Val};
 
@@ -13,6 +13,8 @@ pub(super) enum Layout {
     Rows,
     /// Every element by itself, row-major: the left operand of a matrix multiplication.
     Elements,
+    /// Squares of 16 rows by 16 columns in matrix registers, row by row: accumulators of a matrix unit.
+    Squares,
 }
 
 /// One chunk of a row.
@@ -79,8 +81,10 @@ pub(super) fn steps(shape: &[usize]) -> Vec<usize> {
     out
 }
 
-/// Chooses the layout each value is wanted in.
-pub(super) fn choose(k: &Kernel, _chip: &Chip) -> Vec<Layout> {
+/// Chooses the layout each value is wanted in, and finds the loads that a product may do itself, next to their
+/// use: those with one use, in a product of the same block, with no write and no region in between. They come
+/// with the number of rows that the matrix unit wants side by side.
+pub(super) fn choose(k: &Kernel, chip: &Chip) -> (Vec<Layout>, HashMap<Val, usize>, HashSet<Val>) {
     let mut uses: HashMap<Val, (usize, usize)> = HashMap::new();
     let mut loads = Vec::new();
     walk(&k.body, &mut uses, &mut loads);
@@ -92,7 +96,117 @@ pub(super) fn choose(k: &Kernel, _chip: &Chip) -> Vec<Layout> {
             wanted[v.index()] = Layout::Elements;
         }
     }
-    wanted
+    // Values that are one accumulator at different times live in matrix registers together, or not at all.
+    let mut classes = Classes { parent: (0..k.types.len()).collect(), products: Vec::new() };
+    classes.join_block(&k.body);
+    let mut fits: HashMap<usize, bool> = HashMap::new();
+    for (acc, a, b) in classes.products.clone() {
+        let class = classes.find(acc.index());
+        let ok = super::mma::unit(k, chip, acc, a, b).is_some();
+        *fits.entry(class).or_insert(true) &= ok;
+        if ok {
+            wanted[a.index()] = Layout::Rows;
+        }
+    }
+    for v in 0..k.types.len() {
+        if fits.get(&classes.find(v)) == Some(&true) {
+            wanted[v] = Layout::Squares;
+        }
+    }
+    let mut streamed = HashMap::new();
+    stream(&k.body, &uses, &wanted, &mut streamed, k);
+    let by_unit = classes.products.iter().filter(|p| wanted[p.0.index()] == Layout::Squares);
+    let unit_operands = by_unit.flat_map(|p| [p.1, p.2]).collect();
+    (wanted, streamed, unit_operands)
+}
+
+fn stream(
+    block: &Block,
+    uses: &HashMap<Val, (usize, usize)>,
+    wanted: &[Layout],
+    out: &mut HashMap<Val, usize>,
+    k: &Kernel,
+) {
+    let mut loads: Vec<Val> = Vec::new();
+    for inst in &block.insts {
+        match &inst.op {
+            Op::Load { masked: false, .. } => loads.extend(inst.results.first()),
+            Op::Mma {} => {
+                for (i, v) in inst.operands[1..].iter().enumerate() {
+                    if loads.contains(v) && uses.get(v).is_some_and(|u| u.0 == 1) {
+                        let bits = k.ty(*v).dtype().bits() as usize;
+                        let unit = wanted[inst.results[0].index()] == Layout::Squares;
+                        out.insert(*v, if i == 0 || !unit { 1 } else { 32 / bits });
+                    }
+                }
+            }
+            Op::Store { .. } | Op::Scatter { .. } | Op::AtomicReduce { .. } => loads.clear(),
+            Op::AtomicRmw { .. } | Op::AtomicCas { .. } => loads.clear(),
+            _ if !inst.blocks.is_empty() => loads.clear(),
+            _ => {}
+        }
+        for b in &inst.blocks {
+            stream(b, uses, wanted, out, k);
+        }
+    }
+}
+
+/// Which values are the same accumulator at different times.
+struct Classes {
+    parent: Vec<usize>,
+    /// Accumulator, left and right operand of every product.
+    products: Vec<(Val, Val, Val)>,
+}
+
+impl Classes {
+    fn find(&mut self, v: usize) -> usize {
+        let mut at = v;
+        while self.parent[at] != at {
+            self.parent[at] = self.parent[self.parent[at]];
+            at = self.parent[at];
+        }
+        at
+    }
+
+    fn join(&mut self, a: Val, b: Val) {
+        let (a, b) = (self.find(a.index()), self.find(b.index()));
+        self.parent[a] = b;
+    }
+
+    fn join_block(&mut self, block: &Block) {
+        for inst in &block.insts {
+            match (&inst.op, &inst.blocks[..]) {
+                (Op::Mma {}, _) => {
+                    self.products.push((inst.operands[0], inst.operands[1], inst.operands[2]));
+                    self.join(inst.operands[0], inst.results[0]);
+                }
+                (Op::For {}, [body]) => {
+                    for (i, r) in inst.results.iter().enumerate() {
+                        self.join(*r, inst.operands[3 + i]);
+                        self.join(*r, body.params[1 + i]);
+                        self.join(*r, body.results[i]);
+                    }
+                }
+                (Op::While {}, [body]) => {
+                    for (i, r) in inst.results.iter().enumerate() {
+                        self.join(*r, inst.operands[1 + i]);
+                        self.join(*r, body.params[i]);
+                        self.join(*r, body.results[1 + i]);
+                    }
+                }
+                (Op::If {}, [yes, no]) => {
+                    for (i, r) in inst.results.iter().enumerate() {
+                        self.join(*r, yes.results[i]);
+                        self.join(*r, no.results[i]);
+                    }
+                }
+                _ => {}
+            }
+            for b in &inst.blocks {
+                self.join_block(b);
+            }
+        }
+    }
 }
 
 /// Counts uses, and uses as left operand of a multiplication; lists the results of unmasked loads.
@@ -122,8 +236,10 @@ impl Fun<'_> {
 
     /// The parts of a tile in rows.
     pub(super) fn rows(&mut self, tile: &Tile) -> Result<Vec<V>> {
-        if tile.layout == Layout::Rows {
-            return Ok(tile.parts.clone());
+        match tile.layout {
+            Layout::Rows => return Ok(tile.parts.clone()),
+            Layout::Squares => return self.from_squares(tile),
+            Layout::Elements => {}
         }
         let (reg, geo) = (Reg::of(tile.dtype), self.geometry(&tile.shape));
         let mut parts = Vec::with_capacity(geo.parts());
@@ -136,6 +252,24 @@ impl Fun<'_> {
         Ok(parts)
     }
 
+    /// The parts of a tile in a layout that a value is wanted in.
+    pub(super) fn parts_as(&mut self, v: Val, layout: Layout) -> Result<Vec<V>> {
+        let tile = self.tile(v)?.clone();
+        match layout {
+            Layout::Squares if tile.layout == Layout::Squares => Ok(tile.parts),
+            Layout::Squares => self.to_squares(&tile),
+            _ => self.rows(&tile),
+        }
+    }
+
+    /// The layout a value that control flow joins is kept in.
+    pub(super) fn kept(&self, v: Val) -> Layout {
+        match self.wanted[v.index()] {
+            Layout::Squares => Layout::Squares,
+            _ => Layout::Rows,
+        }
+    }
+
     /// The parts of an operand in rows.
     pub(super) fn operand(&mut self, v: Val) -> Result<Vec<V>> {
         let tile = self.tile(v)?.clone();
@@ -143,19 +277,19 @@ impl Fun<'_> {
     }
 
     /// Every element of a tile, row-major.
-    pub(super) fn elements(&mut self, tile: &Tile) -> Vec<V> {
+    pub(super) fn elements(&mut self, tile: &Tile) -> Result<Vec<V>> {
         if tile.layout == Layout::Elements {
-            return tile.parts.clone();
+            return Ok(tile.parts.clone());
         }
         let (reg, geo) = (Reg::of(tile.dtype), self.geometry(&tile.shape));
         let mut out = Vec::with_capacity(geo.rows * geo.n);
-        for (part, x) in tile.parts.iter().enumerate() {
+        for (part, x) in self.rows(tile)?.iter().enumerate() {
             let chunk = geo.chunk(part);
             for lane in 0..chunk.valid {
                 out.push(self.lane(reg, x, chunk.width, lane));
             }
         }
-        out
+        Ok(out)
     }
 
     /// A value of `width` lanes from single elements.

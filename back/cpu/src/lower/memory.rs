@@ -5,7 +5,7 @@ use super::layout::{Chunk, Geometry, Layout};
 use super::{Fun, Result, Tile, Value, View, broken};
 use std::collections::HashMap;
 use tongtu_tensor::{Combiner, DType, Num};
-use tongtu_tile::{Factor, Inst, Ordering, TileMap};
+use tongtu_tile::{Factor, Inst, Ordering, TileMap, Val};
 
 /// LLVM's name of a memory order.
 pub(super) fn ordering(order: Ordering) -> &'static str {
@@ -26,7 +26,7 @@ fn memory(dtype: DType) -> Reg {
 type Steps = Vec<i64>;
 
 /// A block access being written.
-struct Access {
+pub(super) struct Access {
     view: View,
     index: Vec<V>,
     /// View dims that must be checked.
@@ -44,6 +44,13 @@ struct Access {
     deltas: HashMap<Steps, V>,
     /// Known conditions.
     bounds: HashMap<(usize, Vec<i64>, usize), V>,
+}
+
+/// Rows in memory that the matrix unit can read: the first one's address and the bytes from one to the next.
+#[derive(Debug, Clone)]
+pub(super) struct Direct {
+    pub(super) ptr: V,
+    pub(super) stride: V,
 }
 
 /// How the lanes of a part lie in memory, counted in elements from its first lane.
@@ -184,6 +191,42 @@ impl Fun<'_> {
         self.offset(&a.base.clone(), &bytes)
     }
 
+    /// Whether rows of a two-dimensional tile lie dense in memory, `group` of them side by side element by
+    /// element, and equally far apart.
+    fn direct(&mut self, a: &mut Access, group: usize) -> Option<Direct> {
+        let (rows, cuts) = (a.geo.rows, a.geo.chunks.len());
+        if !a.checked.is_empty() || a.size == 0 || rows % group != 0 {
+            return None;
+        }
+        let first = a.lanes[0][0].clone();
+        let next = if rows > group { a.lanes[group * cuts][0].clone() } else { first.clone() };
+        let step: Steps = next.iter().zip(&first).map(|(x, y)| x - y).collect();
+        let strides: Vec<Option<i64>> = a.view.strides.iter().map(|s| as_int(s)).collect();
+        for (part, lanes) in a.lanes.iter().enumerate() {
+            let (row, start) = (part / cuts, a.geo.chunk(part).start);
+            for (lane, at) in lanes.iter().enumerate() {
+                // What is left after whole rows must be a known distance.
+                let mut far = 0;
+                for d in 0..at.len() {
+                    let rest = at[d] - first[d] - (row / group) as i64 * step[d];
+                    if rest != 0 {
+                        far += rest * strides[d]?;
+                    }
+                }
+                if far != ((start + lane) * group + row % group) as i64 {
+                    return None;
+                }
+            }
+        }
+        let ptr = self.address(a, &first);
+        let mut stride: V = "0".into();
+        for (d, s) in step.iter().enumerate() {
+            let far = self.imul(&(s * a.size).to_string().into(), &a.view.strides[d]);
+            stride = self.iadd(&stride, &far);
+        }
+        Some(Direct { ptr, stride })
+    }
+
     fn pattern(&self, a: &Access, part: usize) -> Pattern {
         let lanes = &a.lanes[part];
         let mut far = Vec::with_capacity(lanes.len());
@@ -308,9 +351,28 @@ impl Fun<'_> {
         let rank = view.dims.len();
         let index = inst.operands[1..=rank].iter().map(|v| self.scalar(*v)).collect::<Result<Vec<_>>>()?;
         let given = if masked { Some(self.operand(inst.operands[1 + rank])?) } else { None };
-        let layout = self.wanted[result.index()];
+        let layout = match self.wanted[result.index()] {
+            Layout::Squares => Layout::Rows,
+            layout => layout,
+        };
         let dtype = view.buffer.dtype;
         let mut a = self.access(view, index, map, inside, layout);
+        if let Some(group) = self.streamed.get(&result).copied()
+            && a.checked.is_empty()
+        {
+            // The product reads it when it gets there; nobody else does.
+            let product = self.wanted_by_unit(result);
+            if product && let Some(direct) = self.direct(&mut a, group) {
+                self.direct.insert(result, direct);
+                return Ok(());
+            }
+            if !product {
+                let tile = Tile { dtype, shape: map.shape(), layout, parts: Vec::new() };
+                self.values[result.index()] = Some(Value::Tile(tile));
+                self.pending.insert(result, a);
+                return Ok(());
+            }
+        }
         let count = a.geo.parts();
         let single = count == 1 && a.geo.chunk(0).width == 1;
         let parts = if a.checked.is_empty() && !masked {
@@ -357,8 +419,13 @@ impl Fun<'_> {
         Ok(())
     }
 
+    /// Whether a streamed load feeds the matrix unit.
+    fn wanted_by_unit(&self, v: Val) -> bool {
+        self.unit_operands.contains(&v)
+    }
+
     /// Loads a part that is inside.
-    fn load_part(&mut self, a: &mut Access, part: usize, dtype: DType) -> V {
+    pub(super) fn load_part(&mut self, a: &mut Access, part: usize, dtype: DType) -> V {
         let (reg, mem, chunk) = (Reg::of(dtype), memory(dtype), a.geo.chunk(part));
         let (n, scope) = (chunk.width, Self::alias(a.view.buffer.scope));
         let lanes = a.lanes[part].clone();
@@ -654,10 +721,18 @@ impl Fun<'_> {
         let view = self.view(inst.operands[0])?;
         let rank = view.dims.len();
         let index = inst.operands[2..2 + rank].iter().map(|v| self.scalar(*v)).collect::<Result<Vec<_>>>()?;
-        let values = self.operand(inst.operands[1])?;
-        let given = if masked { Some(self.operand(inst.operands[2 + rank])?) } else { None };
         let dtype = view.buffer.dtype;
         let mut a = self.access(view, index, map, inside, Layout::Rows);
+        let tile = self.tile(inst.operands[1])?.clone();
+        if tile.layout == Layout::Squares
+            && !masked
+            && let Some(direct) = self.direct(&mut a, 1)
+        {
+            self.store_squares(&tile, &direct);
+            return Ok(());
+        }
+        let values = self.rows(&tile)?;
+        let given = if masked { Some(self.operand(inst.operands[2 + rank])?) } else { None };
         if a.checked.is_empty() && !masked {
             for (p, x) in values.iter().enumerate() {
                 self.store_part(&mut a, p, dtype, x)?;

@@ -22,7 +22,7 @@ mod shape;
 use crate::Entry;
 use emit::V;
 use layout::Layout;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt::Write;
 use tongtu_chip::Chip;
 use tongtu_tensor::DType;
@@ -133,6 +133,14 @@ struct Fun<'k> {
     scratch: usize,
     /// Layouts that values are wanted in.
     wanted: Vec<Layout>,
+    /// Loads that only a later product of the same block reads, with the elements side by side it wants.
+    streamed: HashMap<Val, usize>,
+    /// Operands of products that the matrix unit does.
+    unit_operands: HashSet<Val>,
+    /// Streamed loads, done when their product comes to them.
+    pending: HashMap<Val, memory::Access>,
+    /// Those that lie in memory as the matrix unit reads them.
+    direct: HashMap<Val, memory::Direct>,
     pid: [V; 3],
     grid: [V; 3],
 }
@@ -153,13 +161,18 @@ impl<'k> Fun<'k> {
             values: vec![None; k.types.len()],
             scopes: 0,
             scratch: 0,
-            wanted: layout::choose(k, chip),
+            wanted: Vec::new(),
+            streamed: HashMap::new(),
+            unit_operands: HashSet::new(),
+            pending: HashMap::new(),
+            direct: HashMap::new(),
             pid: ["%px".into(), "%py".into(), "%pz".into()],
             grid: ["%gx".into(), "%gy".into(), "%gz".into()],
         }
     }
 
     fn lower(mut self) -> Result<Lowered> {
+        (self.wanted, self.streamed, self.unit_operands) = layout::choose(self.k, self.chip);
         let (mut buffers, mut scalars) = (0, 0);
         self.line(format_args!("%gx = load i64, ptr %grid"));
         for (i, name) in ["gy", "gz"].iter().enumerate() {

@@ -1,0 +1,142 @@
+//! How near tile kernels come to this machine's peak: the register-tiled f32 matrix product, and the bf16 one on
+//! the matrix unit where there is one. Prints compile times, and shares of the adjacent peak burst.
+
+#[path = "../../../conformance/gates.rs"]
+mod gates;
+
+use std::time::Instant;
+use tongtu_chip::Chip;
+use tongtu_cpu::{Artifact, Buf, CpuCompiler, Kernel, Loaded, Pool, llvm, lower, probe};
+use tongtu_plan::backend::Compiler;
+use tongtu_tensor::DType;
+use tongtu_tile::{Access, Factor, KernelBuilder, Module, TileMap};
+
+fn time(kernel: &Kernel, pool: &Pool, bufs: &[Buf], scalars: &[i64], grid: [i64; 3]) -> f64 {
+    let t = Instant::now();
+    // SAFETY: the buffers are live and as large as the kernels need.
+    unsafe { kernel.launch(pool, bufs, scalars, grid, i64::MAX).expect("the launch fits") };
+    t.elapsed().as_secs_f64()
+}
+
+fn buf<T>(v: &mut [T]) -> Buf {
+    Buf { ptr: v.as_mut_ptr().cast(), len: v.len() as i64 }
+}
+
+/// `c = a × b` in bf16 with f32 sums; a is [m, k], b is [n / 32, k / 2, 32, 2]; an instance is a panel.
+fn matmul_bf16() -> Result<tongtu_tile::Kernel, tongtu_tile::TileError> {
+    let mut b = KernelBuilder::new("matmul_bf16");
+    let (a, w) = (b.buffer("a", DType::BF16, Access::Read), b.buffer("b", DType::BF16, Access::Read));
+    let c = b.buffer("c", DType::F32, Access::Write);
+    let (m, n, k) = (b.scalar("m", DType::I64), b.scalar("n", DType::I64), b.scalar("k", DType::I64));
+    let (o, one, two, width) = (b.int(0), b.int(1), b.int(2), b.int(32));
+    let va = b.view(a, o, &[m, k], &[k, one])?;
+    let vc = b.view(c, o, &[m, n], &[n, one])?;
+    let half = b.div(k, two)?;
+    let panels = b.div(n, width)?;
+    let (panel, pair) = (b.mul_int(k, 32)?, b.int(64));
+    let vw = b.view(w, o, &[panels, half, width, two], &[panel, pair, two, one])?;
+    let q = b.program_id(0)?;
+    let col = b.mul_int(q, 32)?;
+    let step = b.int(32);
+    b.for_loop(o, m, step, &[], |b, row, _| {
+        let acc = b.splat(DType::F32, &[32, 32], 0.0)?;
+        let sum = b.for_loop(o, k, step, &[acc], |b, i, acc| {
+            let zero = DType::BF16.decode(0);
+            let x = b.load(va, &[row, i], TileMap::along(&[32, 32], &[0, 1]), &[true; 2], zero)?;
+            let f = |size, dim| Factor { size, dim: Some(dim), step: 1 };
+            let map = TileMap(vec![vec![f(16, 1), f(2, 3)], vec![f(32, 2)]]);
+            let at = b.div(i, two)?;
+            let y = b.load(vw, &[q, at, o, o], map, &[true; 4], zero)?;
+            Ok(vec![b.mma(acc[0], x, y)?])
+        })?[0];
+        b.store(vc, sum, &[row, col], TileMap::along(&[32, 32], &[0, 1]), &[true; 2])?;
+        Ok(vec![])
+    })?;
+    Ok(b.finish())
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let chip = Chip::host()?;
+    let pool = Pool::new(1)?;
+    let fma = probe::fma_kernel(&chip)?;
+    let fma = Loaded::new(&fma)?;
+    let fma = fma.kernel("fma")?;
+    let lanes = f64::from(chip.vector.bits / 32);
+    let peak = || probe::FMA_OPS_PER_LANE * lanes * 4000.0 / time(&fma, &pool, &[], &[4000], [1, 1, 1]);
+    let wide = chip.vector.registers >= 32;
+    let (tm, tn) = if wide { (14, 2 * lanes as usize) } else { (6, 2 * lanes as usize) };
+    let kernel = gates::matmul_packed((tm, tn))?;
+    let (artifact, times) =
+        CpuCompiler::default().compile_timed(&Module { kernels: vec![kernel.clone()] }, &chip)?;
+    println!("f32 {tm}x{tn}: {:?}", times[0]);
+    if std::env::args().any(|a| a == "asm") {
+        println!(
+            "{}",
+            llvm::assembly(
+                &lower::kernel(&kernel, &chip).map_err(|e| format!("{e:?}"))?.ir,
+                &llvm::Target::of(&chip)?
+            )?
+        );
+    }
+    let loaded = Loaded::new(&Artifact::from_bytes(&artifact.to_bytes())?)?;
+    let kernel = loaded.kernel_at(0).ok_or("no kernel")?;
+    let (m, n, k) = (tm * 4, tn * 2, 256);
+    let mut a: Vec<f32> = (0..m * k).map(|i| (i % 7) as f32 - 3.0).collect();
+    let mut w: Vec<f32> = (0..n * k).map(|i| (i % 5) as f32 - 2.0).collect();
+    let (mut bias, mut c) = (vec![0f32; n], vec![0f32; m * n]);
+    let bufs = [buf(&mut a), buf(&mut w), buf(&mut bias), buf(&mut c)];
+    let scalars = [m as i64, n as i64, k as i64];
+    let ops = (2 * m * n * k) as f64;
+    let mut ratios: Vec<f64> =
+        (0..2000).map(|_| ops / time(&kernel, &pool, &bufs, &scalars, [2, 1, 1]) / peak()).collect();
+    ratios.sort_by(f64::total_cmp);
+    println!(
+        "f32 product, {m}x{n}x{k}: median {:.1} % of peak, best tenth {:.1} %",
+        100.0 * ratios[1000],
+        100.0 * ratios[1800]
+    );
+    let got = c[3];
+    let want: f32 = (0..k).map(|i| a[i] * w[i * tn + 3]).sum();
+    assert_eq!(got, want.max(0.0));
+
+    if !chip.has("amx-bf16") {
+        return Ok(());
+    }
+    let kernel = matmul_bf16()?;
+    if std::env::args().any(|a| a == "asm") {
+        println!(
+            "{}",
+            llvm::assembly(
+                &lower::kernel(&kernel, &chip).map_err(|e| format!("{e:?}"))?.ir,
+                &llvm::Target::of(&chip)?
+            )?
+        );
+    }
+    let compiled = CpuCompiler::default().compile(&Module { kernels: vec![kernel] }, &chip)?;
+    let loaded = Loaded::new(&Artifact::from_bytes(&compiled.bytes)?)?;
+    let kernel = loaded.kernel_at(0).ok_or("no kernel")?;
+    let limits = probe::measure(&chip, 1)?;
+    let (m, n, k) = (128usize, 64usize, 320usize);
+    let one = |i: usize| half(((i * 7) % 5) as f32 - 2.0);
+    let mut a: Vec<u16> = (0..m * k).map(one).collect();
+    let mut w: Vec<u16> = (0..n * k).map(one).collect();
+    let mut c = vec![0f32; m * n];
+    let bufs = [buf(&mut a), buf(&mut w), buf(&mut c)];
+    let scalars = [m as i64, n as i64, k as i64];
+    let mut rates: Vec<f64> = (0..2000)
+        .map(|_| (2 * m * n * k) as f64 / time(&kernel, &pool, &bufs, &scalars, [2, 1, 1]))
+        .collect();
+    rates.sort_by(f64::total_cmp);
+    let top = limits.bf16_matrix_core.unwrap_or(f64::NAN);
+    println!(
+        "bf16 product, {m}x{n}x{k}: median {:.2} TFLOP/s, best tenth {:.2}; registers alone {:.2}",
+        rates[1000] / 1e12,
+        rates[1800] / 1e12,
+        top / 1e12
+    );
+    Ok(())
+}
+
+fn half(x: f32) -> u16 {
+    (x.to_bits() >> 16) as u16
+}
