@@ -200,7 +200,7 @@ impl Emit<'_> {
         self.line(format!("{t} = bufferization.to_tensor {local} restrict writable : {local_ty}"));
         let result_shape = self.shape(inst.results[0]);
         let t = self.reshaped(&t, &element, &shape, &result_shape);
-        let t = self.to_bool(t, view.dtype, &result_shape);
+        let t = self.truth_values(t, view.dtype, &result_shape);
         self.define(inst.results[0], Slot::Value(t));
         Ok(())
     }
@@ -219,7 +219,7 @@ impl Emit<'_> {
         let element = mlir(view.dtype);
         let from = self.shape(inst.operands[1]);
         let value = self.scalar(inst.operands[1])?;
-        let value = self.from_bool(value, view.dtype, &from);
+        let value = self.bytes_of(value, view.dtype, &from);
         let value = self.reshaped(&value, &element, &from, &shape);
         let tensor = format!("tensor<{}>", shaped(&shape, &element));
         match clip {

@@ -321,7 +321,7 @@ impl Emit<'_> {
     }
 
     /// Bytes read from memory as truth values.
-    pub(crate) fn to_bool(&mut self, t: String, d: DType, shape: &[usize]) -> String {
+    pub(crate) fn truth_values(&mut self, t: String, d: DType, shape: &[usize]) -> String {
         if !d.is_bool() {
             return t;
         }
@@ -335,7 +335,7 @@ impl Emit<'_> {
     }
 
     /// Truth values as bytes.
-    pub(crate) fn from_bool(&mut self, t: String, d: DType, shape: &[usize]) -> String {
+    pub(crate) fn bytes_of(&mut self, t: String, d: DType, shape: &[usize]) -> String {
         if !d.is_bool() {
             return t;
         }

@@ -312,6 +312,8 @@ struct Parser<'a> {
 }
 
 type Parsed<T> = Result<T, TileError>;
+/// Operands in table order, and the attributes that their form implies.
+type Operands = (Vec<Val>, Vec<(String, Value)>);
 
 impl<'a> Parser<'a> {
     fn new(text: &'a str) -> Parsed<Parser<'a>> {
@@ -525,7 +527,7 @@ impl<'a> Parser<'a> {
     fn header(&mut self) -> Parsed<()> {
         self.keyword("tile")?;
         match self.peek() {
-            Token::Number(Num::Float(v)) if v == 0.1 => self.take().map(|_| ()),
+            Token::Number(Num::Float(0.1)) => self.take().map(|_| ()),
             other => self.expected("version 0.1", &other),
         }
     }
@@ -771,7 +773,7 @@ impl<'a> Parser<'a> {
     }
 
     /// Operands in table order, and the attributes that their form implies.
-    fn operands(&mut self, name: &str) -> Parsed<(Vec<Val>, Vec<(String, Value)>)> {
+    fn operands(&mut self, name: &str) -> Parsed<Operands> {
         let (mut plain, mut lists, mut mask) = (Vec::new(), Vec::new(), None);
         let mut first_list = None;
         loop {
