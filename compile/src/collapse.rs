@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use tongtu_graph::{Graph, Node, Op, Type, ValueId};
 use tongtu_tensor::dim::Dim;
 
-use crate::fuse::{Group, Kind, RowLoops, operand_map};
+use crate::fuse::{Group, Kind, RowLoops, operand_map, without_units};
 
 /// A group over merged loops.
 #[derive(Clone, Debug)]
@@ -74,10 +74,10 @@ pub fn collapse(group: &Group) -> Option<Collapsed> {
                     Some(next[side] - 1)
                 })
                 .collect();
-            maps.insert(v, map);
+            maps.insert(v, without_units(map, graph.dims(v)));
         }
     }
-    let identity: Map = (0..graph.dims(out).len()).map(Some).collect();
+    let identity = without_units((0..graph.dims(out).len()).map(Some).collect(), graph.dims(out));
     match &group.kind {
         Kind::Reduce(rows) => maps.extend(rows.maps.iter().map(|(v, m)| (*v, m.clone()))),
         _ => graph.outputs.iter().for_each(|&o| {
@@ -105,7 +105,7 @@ pub fn collapse(group: &Group) -> Option<Collapsed> {
             }
             _ => {
                 for (k, v) in node.inputs.iter().enumerate() {
-                    let m = operand_map(graph, node, k, &own)?;
+                    let m = without_units(operand_map(graph, node, k, &own)?, graph.dims(*v));
                     if maps.entry(*v).or_insert_with(|| m.clone()) != &m {
                         return None;
                     }
@@ -174,7 +174,7 @@ pub fn collapse(group: &Group) -> Option<Collapsed> {
         values.insert(v, new.add_input(ty(v, m), graph.values[v.index()].name.clone()));
     }
     let mut new_anchor = None;
-    for (i, node) in graph.nodes.iter().enumerate() {
+    for node in &graph.nodes {
         let own = maps.get(&node.outputs[0])?;
         let own_runs = runs_of(own);
         let operand_runs = |k: usize| maps.get(&node.inputs[k]).map(&runs_of);
@@ -265,7 +265,6 @@ pub fn collapse(group: &Group) -> Option<Collapsed> {
             })
             .collect();
         new.nodes.push(Node { op, inputs, outputs, loc: node.loc.clone() });
-        let _ = i;
     }
     new.outputs = graph.outputs.iter().map(|v| values[v]).collect();
     let kind = match &group.kind {

@@ -111,7 +111,7 @@ fn is_host(op: &Op) -> bool {
     matches!(op, Op::Bind { .. } | Op::If { .. } | Op::While { .. } | Op::Host { .. })
 }
 
-fn expensive(op: &Op) -> bool {
+pub(crate) fn expensive(op: &Op) -> bool {
     match op {
         Op::Unary(u) => !matches!(
             u,
@@ -141,6 +141,11 @@ pub fn unit_reshape(from: &[Dim], to: &[Dim]) -> bool {
 }
 
 pub(crate) type Map = Vec<Option<usize>>;
+
+/// A map in which dims of length 1 have no loop, so that all ways to reach a value give the same.
+pub(crate) fn without_units(map: Map, dims: &[Dim]) -> Map {
+    map.into_iter().zip(dims).map(|(l, d)| l.filter(|_| d.as_const() != Some(1))).collect()
+}
 
 /// The loop of each operand dim, for operand `k` of a node whose result dims have the loops `map`.
 pub(crate) fn operand_map(graph: &Graph, node: &Node, k: usize, map: &Map) -> Option<Map> {
@@ -225,6 +230,7 @@ impl Grower<'_> {
     }
 
     fn note_map(&mut self, v: ValueId, map: Option<Map>) {
+        let map = map.map(|m| without_units(m, self.graph.dims(v)));
         self.maps
             .entry(v)
             .and_modify(|m| {
@@ -305,7 +311,8 @@ impl Grower<'_> {
     fn identity(&self, v: ValueId) -> bool {
         let dims = self.graph.dims(v);
         dims.len() == self.loops.len()
-            && matches!(self.maps.get(&v), Some(Some(m)) if m.iter().enumerate().all(|(i, l)| *l == Some(i)))
+            && matches!(self.maps.get(&v), Some(Some(m))
+                if m.iter().enumerate().all(|(i, l)| *l == Some(i) || dims[i].as_const() == Some(1)))
             && dims == self.loops.as_slice()
     }
 
@@ -407,7 +414,7 @@ fn grow(graph: &Graph, defs: &[Option<usize>], uses: &[Vec<usize>], needed: &[bo
     let node = &graph.nodes[root];
     let out = node.outputs[0];
     let loops = graph.dims(out).to_vec();
-    let identity: Map = (0..loops.len()).map(Some).collect();
+    let identity = without_units((0..loops.len()).map(Some).collect(), &loops);
     let mut g = Grower {
         graph,
         defs,
@@ -450,7 +457,8 @@ fn grow(graph: &Graph, defs: &[Option<usize>], uses: &[Vec<usize>], needed: &[bo
                 let gathers =
                     matches!(graph.nodes[n].op, Op::Take { .. } | Op::TakeAlong { .. } | Op::GatherNd { .. });
                 for (k, &v) in graph.nodes[n].inputs.iter().enumerate() {
-                    if (closed(&g, n) || (gathers && k == 0)) && !splat_operand(&g, v) {
+                    let kernel = k == 1 && matches!(graph.nodes[n].op, Op::Conv { .. });
+                    if (closed(&g, n) || (gathers && k == 0)) && (kernel || !g.is_splat(v)) {
                         continue;
                     }
                     if inputs_of(&g).len() < MAX_INPUTS && g.absorbs(v) {
@@ -477,10 +485,6 @@ fn grow(graph: &Graph, defs: &[Option<usize>], uses: &[Vec<usize>], needed: &[bo
     }
     let name = describe(&body);
     Group { kind, graph: body, inputs, outputs: node.outputs.clone(), loc: node.loc.clone(), name }
-}
-
-fn splat_operand(g: &Grower<'_>, v: ValueId) -> bool {
-    g.is_splat(v)
 }
 
 fn inputs_of(g: &Grower<'_>) -> Vec<ValueId> {
@@ -558,12 +562,4 @@ fn describe(graph: &Graph) -> String {
         return format!("{}_and_{more}_more", names.join("_"));
     }
     names.join("_")
-}
-
-/// Whether every use of the outer graph's value is by groups that read it as memory; for tests and reports.
-pub fn group_sizes(items: &[Item]) -> Vec<usize> {
-    items
-        .iter()
-        .filter_map(|i| if let Item::Group(g) = i { Some(g.graph.nodes.len()) } else { None })
-        .collect()
 }

@@ -73,7 +73,13 @@ pub fn lower(module: &Module, compiler: &dyn Compiler, chip: &Chip) -> Result<Pl
     l.graph(g, &mut map, &mut steps)?;
     for &v in &g.outputs {
         let value = l.get(g, &map, v)?;
-        l.plan.outputs.push(Port { name: g.value_name(v), value });
+        let taken = |name: &str| l.plan.outputs.iter().any(|p| p.name == name);
+        let own = g.value_name(v);
+        let name = std::iter::once(own.clone())
+            .chain((1..).map(|i| format!("{own}.{i}")))
+            .find(|n| !taken(n))
+            .unwrap_or(own);
+        l.plan.outputs.push(Port { name, value });
     }
     l.plan.state = g.state.clone();
     l.plan.body = Block { steps };

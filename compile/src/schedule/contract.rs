@@ -52,15 +52,24 @@ impl Side {
     }
 }
 
-/// The sizes of register tiles that cover any number of rows.
-pub fn row_tiles(rows: usize) -> Vec<usize> {
+/// The sizes of register tiles that cover a number of rows: any number, or `total` of them in blocks of a multiple of
+/// the first size.
+pub fn row_tiles(rows: usize, total: Option<i64>) -> Vec<usize> {
     let mut sizes = vec![rows];
-    for s in [rows / 2, rows / 4, 1] {
+    for s in [rows / 3, 1] {
         if s >= 1 && sizes.last() != Some(&s) {
             sizes.push(s);
         }
     }
-    sizes
+    let Some(mut rest) = total else { return sizes };
+    let mut needed = Vec::new();
+    for s in sizes {
+        if rest >= s as i64 || s == 1 && rest > 0 {
+            needed.push(s);
+        }
+        rest %= s as i64;
+    }
+    if needed.is_empty() { vec![1] } else { needed }
 }
 
 /// Runs `tile(e, row, size)` over `lo..hi` with the largest tiles first.
@@ -69,14 +78,10 @@ pub fn cover_rows(
     lo: Val,
     hi: Val,
     sizes: &[usize],
-    most: Option<i64>,
     tile: &mut dyn FnMut(&mut Emitter<'_>, Val, usize) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let mut lo = lo;
-    for (i, &size) in sizes.iter().enumerate() {
-        if most.is_some_and(|m| m < size as i64) && i + 1 < sizes.len() {
-            continue;
-        }
+    for &size in sizes {
         let hi_tiles = if size == 1 {
             hi
         } else {
@@ -229,7 +234,9 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
         base_coords[i] = c;
     }
     let n_exact = multiple(&nn, nr);
-    let sizes = row_tiles(mr);
+    let sizes = row_tiles(mr, m.as_const());
+    let heavy = heavy_epilogue(g);
+    let finish_view = if heavy { Some(epilogue_view(&mut e, ct, sizes[0], nr)?) } else { None };
 
     // Coordinates of an operand's dims.
     let operand = |side: &Side, free: Coord, ko: &[Coord], kc: Coord, base: &[Coord]| -> Vec<Coord> {
@@ -257,7 +264,7 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
                    first: Option<Val>,
                    last: Option<Val>|
      -> Result<(), Error> {
-        cover_rows(e, m_lo, m_hi, &sizes, m.as_const(), &mut |e, m0, size| {
+        cover_rows(e, m_lo, m_hi, &sizes, &mut |e, m0, size| {
             // Copy the rows.
             let shape = std::mem::take(&mut e.shape);
             if a_by_rows {
@@ -335,19 +342,19 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
                     Ok(vec![e.b.mma(c[0], at, bt)?])
                 })?[0];
                 let finish = |e: &mut Emitter<'_>| -> Result<Vec<Val>, Error> {
-                    let t = e.b.cast(acc, acc_type(g, out), CAST)?;
-                    e.bind(out, t);
-                    let mut c = base_coords.clone();
-                    if let Some(i) = m_at {
-                        c[i] = Coord::along(m0, 0, true);
-                    }
-                    if let Some(i) = n_at {
-                        c[i] = Coord::along(n0, 1, n_exact);
-                    }
-                    for (&v, &view) in g.outputs.iter().zip(&outs) {
-                        let t = e.emit(v, &c)?;
-                        e.store_view(view, t, &c)?;
-                    }
+                    epilogue(e, out, acc, finish_view, &outs, &mut |e, row| {
+                        let mut c = base_coords.clone();
+                        if let Some(i) = m_at {
+                            c[i] = match row {
+                                None => Coord::along(m0, 0, true),
+                                Some(row) => Coord::at(e.b.add(m0, row)?),
+                            };
+                        }
+                        if let Some(i) = n_at {
+                            c[i] = Coord::along(n0, 1, n_exact);
+                        }
+                        Ok(c)
+                    })?;
                     Ok(vec![])
                 };
                 match (c_view, last) {
@@ -401,6 +408,56 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
     Ok(s)
 }
 
-fn acc_type(g: &tongtu_graph::Graph, v: ValueId) -> DType {
-    g.dtype(v)
+/// Whether what follows a contraction is better computed row by row than on the whole register tile at once.
+pub fn heavy_epilogue(g: &tongtu_graph::Graph) -> bool {
+    g.nodes.iter().filter(|n| crate::fuse::expensive(&n.op)).count() > 0 || g.nodes.len() > 24
+}
+
+/// Scratch for one register tile of results.
+pub fn epilogue_view(e: &mut Emitter<'_>, ct: DType, rows: usize, columns: usize) -> Result<Val, Error> {
+    let scratch = e.b.alloc(ct, rows * columns)?;
+    let (zero, one) = (e.b.int(0), e.b.int(1));
+    let (r, c) = (e.b.int(rows as i64), e.b.int(columns as i64));
+    Ok(e.b.view(scratch, zero, &[r, c], &[c, one])?)
+}
+
+/// Computes what follows `anchor` from its accumulators and stores the results. `coords` gives the place of the whole tile, or of
+/// one of its rows; with scratch the work is done row by row.
+pub fn epilogue(
+    e: &mut Emitter<'_>,
+    anchor: ValueId,
+    acc: Val,
+    scratch: Option<Val>,
+    outs: &[Val],
+    coords: &mut dyn FnMut(&mut Emitter<'_>, Option<Val>) -> Result<Vec<Coord>, Error>,
+) -> Result<(), Error> {
+    let g = e.graph;
+    let finish = |e: &mut Emitter<'_>, acc: Val, c: &[Coord]| -> Result<(), Error> {
+        let t = e.b.cast(acc, g.dtype(anchor), CAST)?;
+        e.bind(anchor, t);
+        for (&v, &view) in g.outputs.iter().zip(outs) {
+            let t = e.emit(v, c)?;
+            e.store_view(view, t, c)?;
+        }
+        Ok(())
+    };
+    let Some(view) = scratch else {
+        let c = coords(e, None)?;
+        return finish(e, acc, &c);
+    };
+    let shape = e.shape.clone();
+    let (zero, rows) = (e.b.int(0), e.b.int(shape[0] as i64));
+    e.b.store(view, acc, &[zero, zero], TileMap::along(&shape, &[0, 1]), &[true, true])?;
+    let ct = e.b.dtype(acc);
+    e.for_loop(zero, rows, 1, &[], |e, row, _| {
+        let line = [1, shape[1]];
+        e.shape = line.to_vec();
+        let map = TileMap::along(&line, &[0, 1]);
+        let acc = e.b.load(view, &[row, zero], map, &[true, true], zero_of(ct))?;
+        let c = coords(e, Some(row))?;
+        finish(e, acc, &c)?;
+        Ok(vec![])
+    })?;
+    e.shape = shape;
+    Ok(())
 }

@@ -11,7 +11,9 @@ use tongtu_tensor::dim::Dim;
 use tongtu_tensor::scalar::Binary;
 use tongtu_tile::{Access, Factor, TileMap, Val};
 
-use super::contract::{compute_type, cover_rows, register_tile, row_tiles};
+use super::contract::{
+    compute_type, cover_rows, epilogue, epilogue_view, heavy_epilogue, register_tile, row_tiles,
+};
 use super::{Pack, Request, Scheduled, blocks, delinear, multiple, product};
 use crate::emit::{CAST, Coord, Emitter, zero_of};
 use crate::error::Error;
@@ -32,6 +34,9 @@ struct Conv<'a> {
 impl Conv<'_> {
     fn at(roles: &[ConvRole], role: ConvRole) -> usize {
         roles.iter().position(|r| *r == role).unwrap_or(0)
+    }
+    fn input_dim<'g>(&self, r: &Request<'g>, role: ConvRole) -> &'g Dim {
+        &r.graph.dims(self.input)[Self::at(&self.spec.input, role)]
     }
     fn output_dim<'g>(&self, r: &Request<'g>, role: ConvRole) -> &'g Dim {
         &r.graph.dims(self.out)[Self::at(&self.spec.output, role)]
@@ -73,20 +78,12 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
     direct(r, &c)
 }
 
-/// Output position `o` and tap `k` of a spatial dim to the input position.
-fn position(e: &mut Emitter<'_>, c: &Conv<'_>, s: usize, o: Val, k: Val) -> Result<Val, Error> {
-    let o = e.b.mul_int(o, c.spec.strides[s])?;
-    let k = e.b.mul_int(k, c.spec.dilation[s])?;
-    let p = e.b.add(o, k)?;
-    let low = e.dim(&c.spec.pads[s].0);
-    Ok(e.b.sub(p, low)?)
-}
-
 /// One input channel a group: vectors along the channels.
 fn depthwise(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
     let g = r.graph;
     let spec = c.spec;
     let rank = spec.rank();
+    let last = rank - 1;
     let ct = compute_type(c.acc);
     let lanes = r.machine.lanes(ct);
     let channels = c.output_dim(r, ConvRole::C).clone();
@@ -130,108 +127,133 @@ fn depthwise(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
         Coord::Affine { base, .. } => base,
         Coord::Tile { index, .. } => index,
     };
-    let out_rank = g.dims(c.out).len();
+    // Output columns whose windows lie inside the input are computed in tiles without checks, the others one by one.
+    let (stride, reach) = (spec.strides[last], (c.taps[last] - 1) * spec.dilation[last]);
+    let in_width = c.input_dim(r, ConvRole::S(last));
+    let (none, pad) = (Dim::from(0), &spec.pads[last].0);
+    let left = pad.max(&none).ceildiv(&Dim::from(stride)).min(&width);
+    let right = (in_width + pad - reach - 1).floordiv(&Dim::from(stride)) + 1;
+    let right = right.min(&width).max(&left);
+    let (left_v, right_v) = (e.dim(&left), e.dim(&right));
+    // Taps that stay inside along the other dims.
+    let mut ranges = Vec::new();
+    for s in 0..last {
+        let start = e.b.mul_int(scalar(outer[1 + s]), spec.strides[s])?;
+        let low = e.dim(&spec.pads[s].0);
+        let start = e.b.sub(start, low)?;
+        let below = e.b.sub(zero, start)?;
+        let below = e.b.max(below, zero)?;
+        let lo = e.b.ceil_div_int(below, spec.dilation[s])?;
+        let n = e.dim(c.input_dim(r, ConvRole::S(s)));
+        let room = e.b.sub(n, start)?;
+        let room = e.b.max(room, zero)?;
+        let hi = e.b.ceil_div_int(room, spec.dilation[s])?;
+        let taps = e.b.int(c.taps[s]);
+        ranges.push((start, lo, e.b.min(hi, taps)?));
+    }
+    let finish_view = if heavy_epilogue(g) { Some(epilogue_view(&mut e, ct, mw, cl)?) } else { None };
+    let in_rank = g.dims(c.input).len();
     e.for_loop(zero, panels_v, 1, &[], |e, p, _| {
         let c0 = e.b.mul_int(p, cl as i64)?;
-        cover_rows(e, zero, width_v, &row_tiles(mw), width.as_const(), &mut |e, w0, size| {
+        let columns = |e: &mut Emitter<'_>, w0: Val, size: usize, inside: bool| -> Result<(), Error> {
             e.shape = vec![size, cl];
-            let mut acc = e.b.full(ct, &[size, cl], zero_of(ct))?;
-            let mut taps = vec![zero; rank];
-            let total: i64 = c.taps.iter().product();
-            let body = |e: &mut Emitter<'_>, taps: &[Val], acc: Val| -> Result<Val, Error> {
-                let mut coords = vec![Coord::at(zero); out_rank];
-                for (d, role) in spec.input.iter().enumerate() {
-                    coords[d] = match *role {
-                        ConvRole::N => outer[0],
-                        ConvRole::C => Coord::along(c0, 1, exact),
-                        ConvRole::S(i) if i + 1 == rank => {
-                            let base = position(e, c, i, w0, taps[i])?;
-                            Coord::Affine { base, lane: Some((0, spec.strides[i])), inside: false }
-                        }
-                        ConvRole::S(i) => {
-                            let base = position(e, c, i, scalar(outer[1 + i]), taps[i])?;
-                            Coord::Affine { base, lane: None, inside: false }
-                        }
+            let acc = e.b.full(ct, &[size, cl], zero_of(ct))?;
+            let first = e.b.mul_int(w0, stride)?;
+            let low = e.dim(pad);
+            let first = e.b.sub(first, low)?;
+            let (mut at, mut tap) = (vec![zero; last], vec![zero; last]);
+            let acc = tap_loops(e, &ranges, spec, &mut at, &mut tap, acc, &mut |e, at, tap, mut acc| {
+                for k in 0..c.taps[last] {
+                    let mut coords = vec![Coord::at(zero); in_rank];
+                    for (d, role) in spec.input.iter().enumerate() {
+                        coords[d] = match *role {
+                            ConvRole::N => outer[0],
+                            ConvRole::C => Coord::along(c0, 1, exact),
+                            ConvRole::S(i) if i == last => {
+                                let base = e.b.add_int(first, k * spec.dilation[last])?;
+                                Coord::Affine { base, lane: Some((0, stride)), inside }
+                            }
+                            ConvRole::S(i) => Coord::at(at[i]),
+                        };
+                    }
+                    let x = e.emit(c.input, &coords)?;
+                    let x = e.b.cast(x, ct, CAST)?;
+                    let mut wc = vec![Coord::at(p)];
+                    wc.extend(tap.iter().map(|&t| Coord::at(t)));
+                    wc.push(Coord::at(e.b.int(k)));
+                    wc.push(Coord::at(zero));
+                    wc.push(Coord::along(zero, 1, true));
+                    let w = e.load_view(wb, wv, &wstrides, &packed_dims, &wc, zero_of(g.dtype(c.kernel)))?;
+                    let w = e.b.cast(w, ct, CAST)?;
+                    let t = e.common(&[x, w, acc])?;
+                    acc = if ct.is_float() {
+                        e.b.fma(t[0], t[1], t[2])?
+                    } else {
+                        let m = e.b.mul(t[0], t[1])?;
+                        e.b.add(m, t[2])?
                     };
                 }
-                let x = e.emit(c.input, &coords)?;
-                let x = e.b.cast(x, ct, CAST)?;
-                let mut wc = vec![Coord::at(p)];
-                wc.extend(taps.iter().map(|&t| Coord::at(t)));
-                wc.push(Coord::at(zero));
-                wc.push(Coord::along(zero, 1, true));
-                let w = e.load_view(wb, wv, &wstrides, &packed_dims, &wc, zero_of(g.dtype(c.kernel)))?;
-                let w = e.b.cast(w, ct, CAST)?;
-                let t = e.common(&[x, w, acc])?;
-                if ct.is_float() {
-                    Ok(e.b.fma(t[0], t[1], t[2])?)
-                } else {
-                    let m = e.b.mul(t[0], t[1])?;
-                    Ok(e.b.add(m, t[2])?)
+                Ok(acc)
+            })?;
+            epilogue(e, c.out, acc, finish_view, &outs, &mut |e, line| {
+                let mut coords = Vec::new();
+                for role in &spec.output {
+                    coords.push(match *role {
+                        ConvRole::N => outer[0],
+                        ConvRole::C => Coord::along(c0, 1, exact),
+                        ConvRole::S(i) if i == last => match line {
+                            None => Coord::along(w0, 0, true),
+                            Some(i) => Coord::at(e.b.add(w0, i)?),
+                        },
+                        ConvRole::S(i) => outer[1 + i],
+                    });
                 }
-            };
-            if total <= 9 {
-                for i in 0..total {
-                    let mut rest = i;
-                    for s in (0..rank).rev() {
-                        taps[s] = e.b.int(rest % c.taps[s]);
-                        rest /= c.taps[s];
-                    }
-                    acc = body(e, &taps, acc)?;
-                }
-            } else {
-                acc = tap_loops(e, c, 0, rank, &mut taps, acc, &body)?;
-            }
-            let t = e.b.cast(acc, g.dtype(c.out), CAST)?;
-            e.bind(c.out, t);
-            let coords: Vec<Coord> = spec
-                .output
-                .iter()
-                .map(|role| match *role {
-                    ConvRole::N => outer[0],
-                    ConvRole::C => Coord::along(c0, 1, exact),
-                    ConvRole::S(i) if i + 1 == rank => Coord::along(w0, 0, true),
-                    ConvRole::S(i) => outer[1 + i],
-                })
-                .collect();
-            store(e, &outs, &coords)
-        })?;
+                Ok(coords)
+            })
+        };
+        let span = |e: &mut Emitter<'_>, lo: Val, hi: Val, size: usize, inside: bool| {
+            e.for_loop(lo, hi, size as i64, &[], |e, w0, _| {
+                columns(e, w0, size, inside)?;
+                Ok(vec![])
+            })
+        };
+        let whole = {
+            let inner = e.b.sub(right_v, left_v)?;
+            let mw_v = e.b.int(mw as i64);
+            let rest = e.b.binary(Binary::Rem, inner, mw_v)?;
+            e.b.sub(right_v, rest)?
+        };
+        span(e, zero, left_v, 1, false)?;
+        span(e, left_v, whole, mw, true)?;
+        span(e, whole, width_v, 1, false)?;
         Ok(vec![])
     })?;
     s.launches.push(e.launch([product(&outer_dims), Dim::from(1), Dim::from(1)]));
     Ok(s)
 }
 
-type Body<'b> = dyn Fn(&mut Emitter<'_>, &[Val], Val) -> Result<Val, Error> + 'b;
+type Taps<'b> = dyn FnMut(&mut Emitter<'_>, &[Val], &[Val], Val) -> Result<Val, Error> + 'b;
 
+/// Loops over the taps of all spatial dims but the last, each over the range that stays inside the input; the body gets
+/// the input positions and the taps.
 fn tap_loops(
     e: &mut Emitter<'_>,
-    c: &Conv<'_>,
-    s: usize,
-    rank: usize,
-    taps: &mut Vec<Val>,
+    ranges: &[(Val, Val, Val)],
+    spec: &ConvSpec,
+    at: &mut Vec<Val>,
+    tap: &mut Vec<Val>,
     acc: Val,
-    body: &Body<'_>,
+    body: &mut Taps<'_>,
 ) -> Result<Val, Error> {
-    if s == rank {
-        return body(e, taps, acc);
-    }
-    let (zero, n) = (e.b.int(0), e.b.int(c.taps[s]));
-    let mut inner = taps.clone();
-    let r = e.for_loop(zero, n, 1, &[acc], |e, k, carried| {
-        inner[s] = k;
-        Ok(vec![tap_loops(e, c, s + 1, rank, &mut inner, carried[0], body)?])
+    let s = at.len() - ranges.len();
+    let Some((&(start, lo, hi), rest)) = ranges.split_first() else { return body(e, at, tap, acc) };
+    let r = e.for_loop(lo, hi, 1, &[acc], |e, k, carried| {
+        let step = e.b.mul_int(k, spec.dilation[s])?;
+        at[s] = e.b.add(start, step)?;
+        tap[s] = k;
+        Ok(vec![tap_loops(e, rest, spec, at, tap, carried[0], body)?])
     })?;
     Ok(r[0])
-}
-
-fn store(e: &mut Emitter<'_>, outs: &[Val], coords: &[Coord]) -> Result<(), Error> {
-    let g = e.graph;
-    for (&v, &view) in g.outputs.iter().zip(outs) {
-        let t = e.emit(v, coords)?;
-        e.store_view(view, t, coords)?;
-    }
-    Ok(())
 }
 
 /// The general convolution.
@@ -321,6 +343,7 @@ fn direct(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
         (0..scratch_dims.len()).map(|i| scratch_dims[i + 1..].iter().product()).collect();
     let ss: Vec<Val> = sstrides.iter().map(|&d| e.b.int(d)).collect();
     let sv = e.b.view(scratch, zero, &sdims, &ss)?;
+    let finish_view = if heavy_epilogue(g) { Some(epilogue_view(&mut e, ct, mr, nr)?) } else { None };
     // The same memory as [rows…, everything in a row].
     let flat_rows: i64 = scratch_dims[..last].iter().product();
     let row_len = cols * ic;
@@ -403,6 +426,7 @@ fn direct(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
     })?;
 
     // Panels of output channels; rows; tiles along a row.
+    let sizes = row_tiles(mr, width.as_const().filter(|&w| w <= wb || wb % mr as i64 == 0));
     let gp = e.b.int(group_panels);
     let dense = spec.dilation[last] == 1;
     let exact = ocg % nr as i64 == 0;
@@ -417,7 +441,7 @@ fn direct(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
         let n0 = e.b.add(group_first, n_in_group)?;
         e.for_loop(row0, row_hi, 1, &[], |e, row, _| {
             let row_in_block = e.b.sub(row, row0)?;
-            cover_rows(e, col0, col_hi, &row_tiles(mr), Some(max_cols.min(wb)), &mut |e, w0, size| {
+            cover_rows(e, col0, col_hi, &sizes, &mut |e, w0, size| {
                 e.shape = vec![size, nr];
                 let col = e.b.sub(w0, col0)?;
                 let first = e.b.mul_int(col, step)?;
@@ -486,20 +510,22 @@ fn direct(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
                         Ok(vec![e.b.mma(carried[0], a, b)?])
                     })
                 })?[0];
-                let t = e.b.cast(acc, g.dtype(c.out), CAST)?;
-                e.bind(c.out, t);
-                let coords: Vec<Coord> = spec
-                    .output
-                    .iter()
-                    .map(|role| match *role {
-                        ConvRole::N => outer[0],
-                        ConvRole::C => Coord::along(n0, 1, exact),
-                        ConvRole::S(s) if s == last => Coord::along(w0, 0, true),
-                        ConvRole::S(s) if s + 1 == last => Coord::at(row),
-                        ConvRole::S(s) => outer[2 + s],
-                    })
-                    .collect();
-                store(e, &outs, &coords)
+                epilogue(e, c.out, acc, finish_view, &outs, &mut |e, line| {
+                    let mut coords = Vec::new();
+                    for role in &spec.output {
+                        coords.push(match *role {
+                            ConvRole::N => outer[0],
+                            ConvRole::C => Coord::along(n0, 1, exact),
+                            ConvRole::S(s) if s == last => match line {
+                                None => Coord::along(w0, 0, true),
+                                Some(i) => Coord::at(e.b.add(w0, i)?),
+                            },
+                            ConvRole::S(s) if s + 1 == last => Coord::at(row),
+                            ConvRole::S(s) => outer[2 + s],
+                        });
+                    }
+                    Ok(coords)
+                })
             })?;
             Ok(vec![])
         })?;

@@ -132,7 +132,6 @@ impl Unary {
             Unary::Not => !dtype.is_float(),
             Unary::Popcount | Unary::Clz => dtype.is_int(),
             Unary::Neg | Unary::Abs | Unary::Sign => !dtype.is_bool(),
-            Unary::Floor | Unary::Ceil | Unary::Trunc | Unary::RoundEven => !dtype.is_bool(),
             _ => dtype.is_float(),
         }
     }
@@ -152,10 +151,8 @@ impl Binary {
         match self {
             Binary::And | Binary::Or | Binary::Xor => !dtype.is_float(),
             Binary::Shl | Binary::Shr => dtype.is_int(),
-            Binary::Atan2 => dtype.is_float(),
-            Binary::Sub | Binary::Div | Binary::Rem | Binary::Mod | Binary::Pow | Binary::CopySign => {
-                !dtype.is_bool()
-            }
+            Binary::Atan2 | Binary::CopySign => dtype.is_float(),
+            Binary::Sub | Binary::Div | Binary::Rem | Binary::Mod | Binary::Pow => !dtype.is_bool(),
             Binary::Add | Binary::Mul | Binary::Max | Binary::Min | Binary::MaxNum | Binary::MinNum => true,
         }
     }
