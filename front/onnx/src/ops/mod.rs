@@ -13,7 +13,6 @@ use crate::val::Val;
 
 mod attention;
 mod calc;
-mod contrib;
 mod control;
 mod deform;
 mod detect;
@@ -30,6 +29,7 @@ mod reduce;
 mod resize;
 mod sequence;
 mod shape;
+mod signal;
 mod strings;
 mod training;
 
@@ -75,7 +75,6 @@ impl Entry {
 /// The families.
 #[rustfmt::skip]
 const FAMILIES: &[&[Entry]] = &[
-    contrib::OPS,
     control::OPS,
     training::OPS,
     strings::OPS,
@@ -95,6 +94,7 @@ const FAMILIES: &[&[Entry]] = &[
     reduce::OPS,
     resize::OPS,
     shape::OPS,
+    signal::OPS,
 ];
 
 /// The operators by domain and name.
