@@ -19,9 +19,10 @@ use std::sync::Once;
 use std::time::{Duration, Instant};
 use tongtu_chip::{Chip, Kind};
 
-/// Cleans up what the lowering wrote; the vectors are explicit already, so no vectoriser is needed.
+/// Cleans up what the lowering wrote; the vectors are explicit already, so no vectoriser is needed. Code generation
+/// reduces the strength of loop indices itself.
 const PASSES: &str =
-    "function(instcombine<no-verify-fixpoint>,simplifycfg,early-cse,loop-mssa(licm),loop-reduce)";
+    "function(instcombine<no-verify-fixpoint>,simplifycfg,early-cse,loop-mssa(licm))";
 
 /// What to compile for.
 #[derive(Debug, Clone, PartialEq, Eq)]
