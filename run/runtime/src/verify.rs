@@ -297,9 +297,9 @@ impl Verifier {
         let plan = run.inner.program.plan.clone();
         let g = &plan.groups[group];
         let Some(inputs) = self.open.remove(&group) else {
-            g.outputs
-                .iter()
-                .for_each(|v| drop(self.written.remove(&run.inner.program.values[v.index()].root)));
+            for v in &g.outputs {
+                self.touched(run.inner.program.values[v.index()].root);
+            }
             return Ok(());
         };
         let mut bindings = Bindings::new();
