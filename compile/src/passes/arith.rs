@@ -129,7 +129,11 @@ fn sum(rw: &Rewriter<'_>, v: ValueId, depth: usize) -> bool {
     let Some(n) = rw.node(v).filter(|_| depth > 0) else { return false };
     match &n.op {
         Op::Conv { .. } | Op::Contract { .. } | Op::Reduce { combiner: Combiner::Add, .. } => true,
-        Op::Reshape { .. } | Op::Permute { .. } | Op::Slice { .. } => sum(rw, n.inputs[0], depth - 1),
+        Op::Reshape { .. }
+        | Op::Permute { .. }
+        | Op::Slice { .. }
+        | Op::Unary(Unary::Neg)
+        | Op::Binary(Binary::Mul | Binary::Div) => sum(rw, n.inputs[0], depth - 1),
         _ => false,
     }
 }

@@ -134,6 +134,9 @@ fn dims(rw: &mut Rewriter<'_>, op: Binary, x: ValueId, y: ValueId) -> Rewritten 
     if a.as_const().is_some() && b.as_const().is_some() {
         return Ok(None);
     }
+    if matches!(op, Binary::Div | Binary::Rem) {
+        assume_not_negative(rw, &a);
+    }
     let positive = |d: &Dim| rw.non_negative(&(d - 1));
     let dim = match op {
         Binary::Add => &a + &b,
@@ -148,6 +151,18 @@ fn dims(rw: &mut Rewriter<'_>, op: Binary, x: ValueId, y: ValueId) -> Rewritten 
         _ => return Ok(None),
     };
     Ok(Some(rw.emit(Op::DimValue { dim }, &[])?))
+}
+
+/// Exporters write the length of a strided result as `(n - 1) / stride + 1`, which is meant for lengths of at least 1. That
+/// `n` is not 0 becomes part of what is declared of it, and is checked where it gets its value.
+fn assume_not_negative(rw: &mut Rewriter<'_>, dim: &Dim) {
+    let symbols = dim.symbols();
+    let (Some(&sym), 1) = (symbols.first(), symbols.len()) else { return };
+    let Some(info) = rw.symbols.get(sym).filter(|i| i.lower == 0).cloned() else { return };
+    if *dim != Dim::from(sym) - 1 || !rw.outermost || info.upper.is_some_and(|u| u < 1) {
+        return;
+    }
+    rw.symbols.set_bounds(sym, 1, info.upper);
 }
 
 /// Whether a comparison holds, where that is so for all sizes.

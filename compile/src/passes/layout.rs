@@ -7,7 +7,7 @@ use tongtu_tensor::dim::Dim;
 
 use super::elementwise::is_elementwise;
 use super::linear::role;
-use super::movement::{groups, inverse, regrouped, same_but_ones, wide_dims};
+use super::movement::{between, groups, inverse, regrouped, same_but_ones, wide_dims};
 use super::rewrite::{Rewriter, Rewritten};
 
 /// Convolutions on batch, spatial, channels; permutations and reshapes by dims of 1 after the operations they feed.
@@ -26,7 +26,10 @@ pub(super) fn rule(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewrit
             sink_reshaped(rw, op, xs)
         }
         (Op::Concat { .. } | Op::Sort { .. } | Op::Scan { .. } | Op::Reduce { .. }, xs) => {
-            sink_along(rw, op, xs)
+            if let Some(new) = sink_along(rw, op, xs)? {
+                return Ok(Some(new));
+            }
+            reduce_parts(rw, op, xs)
         }
         (Op::WindowReduce { .. } | Op::Slice { .. } | Op::Pad { .. }, &[x, ..]) => {
             sink_each(rw, op, x, inputs)
@@ -56,6 +59,11 @@ pub(super) fn takes_any_order(op: &Op) -> bool {
                 | Op::Permute { .. }
                 | Op::Broadcast { .. }
         )
+}
+
+/// Whether an operation may take its operand before a reshape.
+pub(super) fn takes_any_shape(op: &Op) -> bool {
+    is_elementwise(op) || matches!(op, Op::Reduce { .. } | Op::Reshape { .. })
 }
 
 /// Batch, spatial dims, channels.
@@ -147,23 +155,33 @@ fn sink_elementwise(rw: &mut Rewriter<'_>, op: &Op, xs: &[ValueId]) -> Rewritten
 
 /// `f(reshape(x))` to `reshape(f(x))`.
 fn sink_reshaped(rw: &mut Rewriter<'_>, op: &Op, xs: &[ValueId]) -> Rewritten {
-    // A reshape by more than dims of 1 that others read too would only hide that all read the same elements.
+    // A reshape by more than dims of 1 has to stay where others need it too.
     let plain = |rw: &Rewriter<'_>, v: ValueId| match rw.def(v) {
         Some((Op::Reshape { dims }, x)) => {
-            let alone = same_but_ones(dims, rw.graph.dims(x)) || rw.single_use(v);
+            let alone = same_but_ones(dims, rw.graph.dims(x)) || rw.single_use(v) || rw.pointwise_uses(v);
             Some(x).filter(|_| alone && rw.constant(x).is_none())
         }
         _ => None,
     };
-    let Some(first) = xs.iter().find_map(|&v| plain(rw, v)) else { return Ok(None) };
-    let inner = rw.dims(first);
-    let fits = |&v: &ValueId| {
-        plain(rw, v).is_some_and(|x| rw.dims(x) == inner)
-            || regrouped(rw, v, &inner).is_some()
-            || rw.constant(v).is_some() && same_but_ones(rw.graph.dims(v), &inner)
-    };
-    if !xs.iter().all(fits) {
+    let Some((first, to)) = xs.iter().find_map(|&v| Some((plain(rw, v)?, rw.dims(v)))) else {
         return Ok(None);
+    };
+    let fits = |rw: &Rewriter<'_>, inner: &[Dim]| {
+        xs.iter().all(|&v| {
+            plain(rw, v).is_some_and(|x| rw.graph.dims(x) == inner)
+                || regrouped(rw, v, inner).is_some()
+                || rw.constant(v).is_some() && same_but_ones(rw.graph.dims(v), inner)
+        })
+    };
+    let mut inner = rw.dims(first);
+    if !fits(rw, &inner) {
+        // What splits dims stays before, what joins them comes after.
+        let Some((split, _)) = joins(rw, first, &to) else { return Ok(None) };
+        let others = |v: ValueId| plain(rw, v) == Some(first) || regrouped(rw, v, &split).is_some();
+        if !xs.iter().all(|&v| others(v)) {
+            return Ok(None);
+        }
+        inner = split;
     }
     let types = rw.infer(op, xs)?;
     let Some((_, dims)) = types.first().and_then(|t| t.as_tensor()) else { return Ok(None) };
@@ -171,6 +189,26 @@ fn sink_reshaped(rw: &mut Rewriter<'_>, op: &Op, xs: &[ValueId]) -> Rewritten {
     let xs = xs.iter().map(|&v| rw.reshape(v, &inner)).collect::<Result<Vec<_>, _>>()?;
     let y = rw.one(op.clone(), &xs)?;
     Ok(Some(vec![rw.reshape(y, &dims)?]))
+}
+
+/// For a reshape of a permutation that splits and joins dims: the dims between, and the result dim of each.
+fn joins(rw: &Rewriter<'_>, x: ValueId, to: &[Dim]) -> Option<(Vec<Dim>, Vec<usize>)> {
+    permute_of(rw, x)?;
+    between(rw.graph.dims(x), to).filter(|(split, _)| split != to)
+}
+
+/// A reduction over all parts of joined dims needs them not to be joined.
+fn reduce_parts(rw: &mut Rewriter<'_>, op: &Op, xs: &[ValueId]) -> Rewritten {
+    let (Op::Reduce { combiner, axes }, &[x]) = (op, xs) else { return Ok(None) };
+    let Some((Op::Reshape { dims }, z)) = rw.def(x) else { return Ok(None) };
+    let Some((split, of)) = joins(rw, z, dims) else { return Ok(None) };
+    let types = rw.infer(op, xs)?;
+    let Some((_, out)) = types.first().and_then(|t| t.as_tensor()) else { return Ok(None) };
+    let out = out.to_vec();
+    let inner: Vec<usize> = (0..of.len()).filter(|&i| axes.contains(&of[i])).collect();
+    let y = rw.reshape(z, &split)?;
+    let r = rw.one(Op::Reduce { combiner: *combiner, axes: inner }, &[y])?;
+    Ok(Some(vec![rw.reshape(r, &out)?]))
 }
 
 /// Operations along one or several dims of operands in the same order.

@@ -84,7 +84,8 @@ const FINISH: &[Rule] = &[
 /// Those of inference, for a graph that does not pass verification.
 pub fn prepare(module: Module, options: &Options) -> Result<Module, GraphError> {
     let mut module = Module { graph: dce(&inline(&module.graph, &options.keep)), symbols: module.symbols };
-    let rounds: &[&[Rule]] = if options.channels_last { &[&[], SIMPLIFY, LAYOUT, FINISH] } else { &[&[], SIMPLIFY] };
+    let rounds: &[&[Rule]] =
+        if options.channels_last { &[&[], SIMPLIFY, LAYOUT, FINISH] } else { &[&[], SIMPLIFY] };
     for rules in rounds {
         for _ in 0..MAX_SWEEPS {
             let (next, fired) = sweep(&module.graph, &mut module.symbols, options, rules)?;

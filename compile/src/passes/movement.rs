@@ -424,6 +424,40 @@ pub(super) fn groups(
     Some(out)
 }
 
+/// The dims between those that a reshape splits and those that it joins, with the result dim that each becomes a part of;
+/// `None` where that can't be told. An operand reshaped to them, then reshaped to the result's dims, is the same.
+pub(super) fn between(from: &[Dim], to: &[Dim]) -> Option<(Vec<Dim>, Vec<usize>)> {
+    let (mut dims, mut of) = (Vec::new(), Vec::new());
+    let mut left = from.iter().filter(|d| **d != 1).cloned();
+    let mut a: Option<Dim> = None;
+    for (j, d) in to.iter().enumerate() {
+        let mut b = d.clone();
+        if b == 1 {
+            dims.push(b);
+            of.push(j);
+            continue;
+        }
+        while b != 1 {
+            let part = match a.take() {
+                Some(part) => part,
+                None => left.next()?,
+            };
+            let taken = if divides(&part, &b) {
+                part
+            } else if divides(&b, &part) {
+                a = Some(part.floordiv(&b));
+                b.clone()
+            } else {
+                return None;
+            };
+            b = if b == taken { Dim::from(1) } else { b.floordiv(&taken) };
+            dims.push(taken);
+            of.push(j);
+        }
+    }
+    (a.is_none() && left.next().is_none()).then_some((dims, of))
+}
+
 fn divides(a: &Dim, b: &Dim) -> bool {
     a.as_const() != Some(0) && b.modulo(a) == 0
 }

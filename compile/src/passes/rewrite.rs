@@ -30,6 +30,8 @@ pub(super) struct Rewriter<'a> {
     pub symbols: &'a mut Symbols,
     /// What the passes may do.
     pub options: &'a Options,
+    /// Whether this is the module's graph, not a region of it.
+    pub outermost: bool,
     /// Symbols known to equal an expression from here on.
     pub bound: BTreeMap<Sym, Dim>,
     /// Symbols that have a meaning before the next node.
@@ -42,6 +44,8 @@ pub(super) struct Rewriter<'a> {
     uses: Vec<(u32, u32)>,
     /// For each value whether an old value that became it is used where the order of dims is given.
     fixed: Vec<bool>,
+    /// The same for shapes.
+    shaped: Vec<bool>,
     seen: HashMap<u64, Vec<usize>>,
     fired: usize,
     depth: usize,
@@ -63,7 +67,7 @@ pub(super) fn sweep(
     options: &Options,
     rules: &'static [Rule],
 ) -> Result<(Graph, usize), GraphError> {
-    sweep_within(graph, symbols, options, rules, &BTreeMap::new(), &BTreeSet::new())
+    sweep_within(graph, symbols, options, rules, None)
 }
 
 fn sweep_within(
@@ -71,29 +75,35 @@ fn sweep_within(
     symbols: &mut Symbols,
     options: &Options,
     rules: &'static [Rule],
-    bound: &BTreeMap<Sym, Dim>,
-    known: &BTreeSet<Sym>,
+    outer: Option<(&BTreeMap<Sym, Dim>, &BTreeSet<Sym>)>,
 ) -> Result<(Graph, usize), GraphError> {
     let mut rw = Rewriter {
         graph: Graph { name: graph.name.clone(), state: graph.state.clone(), ..Graph::default() },
         symbols,
         options,
-        bound: bound.clone(),
-        known: known.clone(),
+        outermost: outer.is_none(),
+        bound: outer.map(|o| o.0.clone()).unwrap_or_default(),
+        known: outer.map(|o| o.1.clone()).unwrap_or_default(),
         rules,
         loc: Loc::default(),
         defs: Vec::new(),
         uses: Vec::new(),
         fixed: Vec::new(),
+        shaped: Vec::new(),
         seen: HashMap::new(),
         fired: 0,
         depth: 0,
     };
     let uses = count_uses(graph);
     let mut fixed = vec![false; graph.values.len()];
-    for n in graph.nodes.iter().filter(|n| !layout::takes_any_order(&n.op)) {
-        n.inputs.iter().for_each(|v| fixed[v.index()] = true);
+    let mut shaped = fixed.clone();
+    for n in &graph.nodes {
+        for v in &n.inputs {
+            fixed[v.index()] |= !layout::takes_any_order(&n.op);
+            shaped[v.index()] |= !layout::takes_any_shape(&n.op);
+        }
     }
+    graph.outputs.iter().for_each(|v| shaped[v.index()] = true);
     let mut map: Vec<Option<ValueId>> = vec![None; graph.values.len()];
     for &v in &graph.inputs {
         let ty = rw.substitute_type(graph.ty(v));
@@ -102,6 +112,7 @@ fn sweep_within(
         rw.defs.push(None);
         rw.uses.push((uses[v.index()], 0));
         rw.fixed.push(fixed[v.index()]);
+        rw.shaped.push(shaped[v.index()]);
         map[v.index()] = Some(new);
     }
     for node in &graph.nodes {
@@ -126,6 +137,7 @@ fn sweep_within(
             map[old.index()] = Some(new);
             rw.uses[new.index()].0 += uses[old.index()];
             rw.fixed[new.index()] |= fixed[old.index()];
+            rw.shaped[new.index()] |= shaped[old.index()];
             if let (Some(name), slot @ None) =
                 (&graph.values[old.index()].name, &mut rw.graph.values[new.index()].name)
             {
@@ -242,6 +254,10 @@ impl Rewriter<'_> {
     pub fn movable_uses(&self, v: ValueId) -> bool {
         !self.fixed[v.index()]
     }
+    /// Whether all uses of a value, as far as they are known, may take it before a reshape.
+    pub fn pointwise_uses(&self, v: ValueId) -> bool {
+        !self.shaped[v.index()]
+    }
     /// Whether a dim is never negative.
     pub fn non_negative(&self, d: &Dim) -> bool {
         d.as_const().map_or_else(|| Dim::from(0).provably_le(d, self.symbols), |c| c >= 0)
@@ -319,6 +335,7 @@ impl Rewriter<'_> {
             self.defs.push(Some(at));
             self.uses.push((0, 0));
             self.fixed.push(false);
+            self.shaped.push(false);
         }
         for v in inputs {
             self.uses[v.index()].1 += 1;
@@ -471,7 +488,7 @@ impl Rewriter<'_> {
     }
     fn region(&mut self, graph: &Arc<Graph>) -> Result<Arc<Graph>, GraphError> {
         let (new, fired) =
-            sweep_within(graph, self.symbols, self.options, self.rules, &self.bound, &self.known)?;
+            sweep_within(graph, self.symbols, self.options, self.rules, Some((&self.bound, &self.known)))?;
         if fired == 0 && self.bound.is_empty() && new.nodes.len() == graph.nodes.len() {
             return Ok(graph.clone());
         }

@@ -177,6 +177,41 @@ fn group_normalisation_stays_channels_last() {
 }
 
 #[test]
+fn groups_normalised_as_joined_dims_stay_channels_last() {
+    let m = module(&[&[0, 4, 4, 4]], |b, x| {
+        let y = conv3(b, x[0], 4, 1);
+        let dims = b.dims(y);
+        let v = b.reshape(y, &[dims[0].clone(), Dim::from(2), Dim::from(32)]).unwrap();
+        let s = b.reduce_keep(Combiner::Max, v, &[2]).unwrap();
+        let v = b.sub(v, s).unwrap();
+        let q = b.reduce_keep(Combiner::Add, v, &[2]).unwrap();
+        let v = b.add2(v, q).unwrap();
+        let v = b.reshape(v, &dims).unwrap();
+        vec![conv3(b, v, 2, 2)]
+    });
+    let p = prepared(&m);
+    assert_eq!(count(&p, "permute"), 2, "{p}");
+}
+
+#[test]
+fn lengths_of_strided_results_are_dims() {
+    let m = module(&[&[0, 4]], |b, x| {
+        let n = b.dims(x[0])[0].clone();
+        b.symbols.set_bounds(n.as_sym().unwrap(), 0, None);
+        let (last, two) = (b.dim_value(&n - 1).unwrap(), b.int(DType::I64, 2).unwrap());
+        let half = b.binary(Binary::Div, last, two).unwrap();
+        let one = b.int(DType::I64, 1).unwrap();
+        let len = b.binary(Binary::Add, half, one).unwrap();
+        let sym = b.bind(len, "len").unwrap();
+        vec![b.iota(DType::F32, &[Dim::from(sym)], 0).unwrap()]
+    });
+    let p = prepared(&m);
+    assert_eq!(ops(&p), ["iota"], "{p}");
+    let n = m.graph.dims(m.graph.inputs[0])[0].as_sym().unwrap();
+    assert_eq!(p.symbols.get(n).unwrap().lower, 1);
+}
+
+#[test]
 fn padding_goes_into_convolutions_and_poolings() {
     let m = module(&[&[0, 3, 6, 6]], |b, x| {
         let zero = b.float(DType::F32, 0.0).unwrap();
