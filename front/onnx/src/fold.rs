@@ -22,9 +22,13 @@ struct Contents {
 
 /// Lowers a node, or computes its results now.
 pub(crate) fn node<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>, lower: Lower) -> Result<Vec<Val>> {
+    let mut assumed = Vec::new();
     if n.node.domain.is_empty()
-        && let Some(v) = symbolic(cx, n)
+        && let Some(v) = symbolic(cx, n, &mut assumed)
     {
+        for d in assumed {
+            assume_not_negative(cx, &d)?;
+        }
         return Ok(vec![v]);
     }
     if let Some(v) = constant(cx, n, lower) {
@@ -154,8 +158,26 @@ fn decide(op: &str, a: &Dim, b: &Dim, symbols: &Symbols) -> Option<bool> {
     }
 }
 
-/// A quotient that ONNX truncates for integers and leaves exact for floats.
-fn divide(dtype: DType, a: &Dim, b: &Dim, symbols: &Symbols) -> Option<Dim> {
+/// Makes it an error, when the model runs, that a dim is negative.
+fn assume_not_negative(cx: &mut Ctx<'_, '_>, d: &Dim) -> Result<()> {
+    if d.bounds(cx.b.symbols).0.is_some_and(|l| l >= 0) {
+        return Ok(());
+    }
+    // A symbol less a number: the symbol is at least that.
+    for sym in d.symbols() {
+        if let (Some(c), Some(info)) = ((Dim::from(sym) - d).as_const(), cx.b.symbols.get(sym)) {
+            let (lower, upper) = (info.lower.max(c), info.upper);
+            cx.b.symbols.set_bounds(sym, lower, upper);
+            return Ok(());
+        }
+    }
+    let value = cx.b.dim_value(d.clone())?;
+    cx.bind(value)?;
+    Ok(())
+}
+
+/// A quotient that ONNX truncates for integers and leaves exact for floats. What is taken not to be negative is added to `assumed`.
+fn divide(dtype: DType, a: &Dim, b: &Dim, symbols: &Symbols, assumed: &mut Vec<Dim>) -> Option<Dim> {
     if b.as_const() == Some(0) {
         return None;
     }
@@ -164,11 +186,28 @@ fn divide(dtype: DType, a: &Dim, b: &Dim, symbols: &Symbols) -> Option<Dim> {
     }
     match (a.as_const(), b.as_const()) {
         (Some(x), Some(y)) => x.checked_div(y).map(Dim::from),
-        _ => (a.bounds(symbols).0? >= 0 && b.bounds(symbols).0? >= 0).then(|| a.floordiv(b)),
+        _ => {
+            if b.bounds(symbols).0? < 0 {
+                return None;
+            }
+            // A size less one, rounded down as exporters of PyTorch write it: sizes of zero are refused. What may be less is rounded
+            // towards zero.
+            if a.bounds(symbols).0.is_none_or(|l| l < -1) {
+                let up = Dim::min(&a.ceildiv(b), &Dim::from(0));
+                return Some(Dim::max(&a.floordiv(b), &up));
+            }
+            assumed.push(a.clone());
+            Some(a.floordiv(b))
+        }
     }
 }
 
-fn elementwise(n: &NodeCtx<'_>, inputs: &[Contents], symbols: &Symbols) -> Option<Contents> {
+fn elementwise(
+    n: &NodeCtx<'_>,
+    inputs: &[Contents],
+    symbols: &Symbols,
+    assumed: &mut Vec<Dim>,
+) -> Option<Contents> {
     let refs: Vec<&Contents> = inputs.iter().collect();
     let first = inputs.first()?;
     if n.op() != "Where" && inputs.iter().any(|i| i.dtype != first.dtype) {
@@ -185,7 +224,7 @@ fn elementwise(n: &NodeCtx<'_>, inputs: &[Contents], symbols: &Symbols) -> Optio
             "Add" => x + y?,
             "Sub" => x - y?,
             "Mul" => x * y?,
-            "Div" => divide(dtype, x, y?, symbols)?,
+            "Div" => divide(dtype, x, y?, symbols, assumed)?,
             "Mod" => {
                 let (a, b) = (x.bounds(symbols).0?, y?.bounds(symbols).0?);
                 if a < 0 || b < 1 || dtype.is_float() {
@@ -236,7 +275,7 @@ fn axes(n: &NodeCtx<'_>, inputs: &[Contents], operand: usize) -> Option<Option<V
     })
 }
 
-fn symbolic(cx: &Ctx<'_, '_>, n: &NodeCtx<'_>) -> Option<Val> {
+fn symbolic(cx: &Ctx<'_, '_>, n: &NodeCtx<'_>, assumed: &mut Vec<Dim>) -> Option<Val> {
     const OPS: &[&str] = &[
         "Add",
         "Sub",
@@ -481,7 +520,7 @@ fn symbolic(cx: &Ctx<'_, '_>, n: &NodeCtx<'_>) -> Option<Val> {
         }
         "Tile" | "ReduceProd" | "ReduceSum" | "ReduceMax" | "ReduceMin" => return None,
         _ if legacy => return None,
-        _ => elementwise(n, &inputs, symbols)?,
+        _ => elementwise(n, &inputs, symbols, assumed)?,
     };
     out.val()
 }
