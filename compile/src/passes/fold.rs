@@ -68,11 +68,23 @@ pub(super) fn rule(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewrit
     if let Some(out) = native(op, &operands, &shape) {
         return Ok(Some(vec![rw.tensor(out)?]));
     }
-    let work = operands.iter().map(Tensor::len).sum::<usize>();
-    if small && work <= rw.options.fold_limit / 4 {
+    if small && work(op, &operands, &shape) <= rw.options.fold_limit {
         return reference(rw, op, inputs, operands);
     }
     Ok(None)
+}
+
+/// Roughly the number of scalar operations.
+fn work(op: &Op, operands: &[Tensor], shape: &[usize]) -> usize {
+    let product = |dims: &mut dyn Iterator<Item = usize>| dims.fold(1usize, usize::saturating_mul);
+    let results = product(&mut shape.iter().copied());
+    let each = match op {
+        Op::Contract { over, .. } => product(&mut over.iter().map(|p| operands[0].shape()[p.0])),
+        Op::Conv { .. } => operands[1].len(),
+        Op::WindowReduce { spec, .. } => product(&mut spec.window.iter().map(|&w| w.max(0) as usize)),
+        _ => 1,
+    };
+    operands.iter().map(Tensor::len).fold(results.saturating_mul(each), usize::saturating_add)
 }
 
 /// Bytes of the constant behind a value; `None` if it is not one, or one of unknown size.

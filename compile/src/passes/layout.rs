@@ -297,7 +297,7 @@ fn sink_reshape(rw: &mut Rewriter<'_>, dims: &[Dim], x: ValueId) -> Rewritten {
     }
     let Some(groups) = groups(rw.graph.dims(x), dims) else { return Ok(None) };
     if groups.iter().any(|(from, _)| perm[from.clone()].windows(2).any(|w| w[1] != w[0] + 1)) {
-        return Ok(None);
+        return apart(rw, dims, z, &perm, &groups);
     }
     // Groups in the operand's own order; those without operand dims (new dims of 1) come last.
     let mut order: Vec<usize> = (0..groups.len()).collect();
@@ -312,4 +312,51 @@ fn sink_reshape(rw: &mut Rewriter<'_>, dims: &[Dim], x: ValueId) -> Rewritten {
     }
     let y = rw.reshape(z, &inner)?;
     Ok(Some(vec![rw.permute(y, &result)?]))
+}
+
+type Groups = [(std::ops::Range<usize>, std::ops::Range<usize>)];
+
+/// `reshape(permute(z))` where joined dims do not lie together in `z`: they are brought together first, with the groups in the
+/// order of `z`, and the rest of the permutation comes after.
+fn apart(rw: &mut Rewriter<'_>, dims: &[Dim], z: ValueId, perm: &[usize], groups: &Groups) -> Rewritten {
+    let mut order: Vec<usize> = (0..groups.len()).collect();
+    order.sort_by_key(|&g| groups[g].0.clone().map(|i| perm[i]).max().unwrap_or(usize::MAX));
+    if order.is_sorted() {
+        return Ok(None);
+    }
+    let first: Vec<usize> = order.iter().flat_map(|&g| groups[g].0.clone()).map(|i| perm[i]).collect();
+    let (mut inner, mut result) = (Vec::new(), vec![0; dims.len()]);
+    for g in order {
+        for i in groups[g].1.clone() {
+            result[i] = inner.len();
+            inner.push(dims[i].clone());
+        }
+    }
+    let y = rw.permute(z, &first)?;
+    let y = rw.reshape(y, &inner)?;
+    Ok(Some(vec![rw.permute(y, &result)?]))
+}
+
+/// What is left once permutations have met: `permute(reshape(permute(z)))` moves elements once, not twice.
+pub(super) fn finish(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewritten {
+    match (op, inputs) {
+        (Op::Permute { perm }, &[x]) => {
+            let Some((Op::Reshape { dims }, y)) = rw.def(x) else { return Ok(None) };
+            if permute_of(rw, y).is_none() || !rw.single_use(x) {
+                return Ok(None);
+            }
+            let have = rw.dims(y);
+            let Some(groups) = groups(&have, dims) else { return Ok(None) };
+            // For each result dim of the reshape its group; every group is moved whole.
+            if groups.iter().any(|(_, to)| to.len() != 1) {
+                return Ok(None);
+            }
+            let dims: Vec<Dim> = perm.iter().map(|&p| dims[p].clone()).collect();
+            let order: Vec<usize> = perm.iter().flat_map(|&p| groups[p].0.clone()).collect();
+            let y = rw.permute(y, &order)?;
+            Ok(Some(vec![rw.reshape(y, &dims)?]))
+        }
+        (Op::Reshape { .. }, _) => Ok(None),
+        _ => rule(rw, op, inputs),
+    }
 }

@@ -75,7 +75,7 @@ const FINISH: &[Rule] = &[
     arith::rule,
     linear::rule,
     dilation::rule,
-    layout::rule,
+    layout::finish,
 ];
 
 /// Brings a module to the form that kernels are made from.

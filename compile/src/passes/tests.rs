@@ -194,6 +194,27 @@ fn groups_normalised_as_joined_dims_stay_channels_last() {
 }
 
 #[test]
+fn channel_shuffles_and_blocks_of_pixels_move_once() {
+    let m = module(&[&[0, 4, 6, 6]], |b, x| {
+        let y = conv3(b, x[0], 4, 1);
+        let dims = b.dims(y);
+        let d = |n: i64| Dim::from(n);
+        let z = b.reshape(y, &[dims[0].clone(), d(2), d(2), d(6), d(6)]).unwrap();
+        let z = b.permute(z, &[0, 2, 1, 3, 4]).unwrap();
+        let z = b.reshape(z, &dims).unwrap();
+        let kept = b.slice_axis(z, 1, d(0), d(2)).unwrap();
+        let turned = b.slice_axis(z, 1, d(2), d(2)).unwrap();
+        let turned = conv3(b, turned, 6, 2);
+        let z = b.concat(&[kept, turned], 1).unwrap();
+        let z = b.depth_to_space(z, 2, tongtu_graph::composite::DepthToSpace::DepthColumnRow).unwrap();
+        vec![conv3(b, z, 2, 3)]
+    });
+    let p = prepared(&m);
+    // The shuffle, the blocks, and both ends.
+    assert_eq!(count(&p, "permute"), 4, "{p}");
+}
+
+#[test]
 fn lengths_of_strided_results_are_dims() {
     let m = module(&[&[0, 4]], |b, x| {
         let n = b.dims(x[0])[0].clone();
@@ -426,7 +447,7 @@ fn grow(b: &mut Builder<'_>, pool: &[ValueId], d: &mut Draw<'_>) -> Option<Value
     let rank = dims.len();
     let seed = d.below(50);
     let fixed = |i: usize| dims[i].as_const();
-    Some(match d.below(18) {
+    Some(match d.below(21) {
         0 => b.unary([Unary::Neg, Unary::Abs, Unary::Sign][d.below(3)], x).ok()?,
         1 | 2 => {
             let other = pool.iter().copied().filter(|&v| b.dims(v) == dims).collect::<Vec<_>>();
@@ -514,6 +535,40 @@ fn grow(b: &mut Builder<'_>, pool: &[ValueId], d: &mut Draw<'_>) -> Option<Value
                 Tensor::from_fn(DType::I64, &shape, |i| Num::from(((first + i * step) as i64) % n)).ok()?;
             let index = b.constant(index).ok()?;
             b.take(x, index, axis).ok()?
+        }
+        17 => {
+            let other = pool.iter().copied().filter(|&v| b.dims(v) == dims).collect::<Vec<_>>();
+            let y = other[d.below(other.len())];
+            let compares = [Compare::Lt, Compare::Ge, Compare::Eq, Compare::Ne];
+            let mut p = b.compare(compares[d.below(4)], x, y).ok()?;
+            if d.below(2) == 0 {
+                p = b.unary(Unary::Not, p).ok()?;
+            }
+            match d.below(3) {
+                0 => b.convert(p, DType::F32).ok()?,
+                1 => b.select(p, y, x).ok()?,
+                _ => {
+                    let q = b.compare_const(Compare::Gt, x, 0.0).ok()?;
+                    let p = b.binary([Binary::And, Binary::Or, Binary::Xor][d.below(3)], p, q).ok()?;
+                    b.select(p, x, y).ok()?
+                }
+            }
+        }
+        18 => {
+            let ints = [DType::I64, DType::I32, DType::I16];
+            let narrow = b.saturate(x, ints[d.below(3)]).ok()?;
+            let y = b.convert(narrow, ints[d.below(3)]).ok()?;
+            let ops = [Binary::Add, Binary::Sub, Binary::Mul, Binary::Max, Binary::And, Binary::Mod];
+            let y = b.binary_const(ops[d.below(6)], y, [0.0, 1.0, -1.0, 3.0][d.below(4)]).ok()?;
+            b.convert(y, DType::F32).ok()?
+        }
+        19 => {
+            let n = b.dim_value(&dims.first().cloned().unwrap_or_default() + 2).ok()?;
+            let two = b.int(DType::I64, 2).ok()?;
+            let ops = [Binary::Div, Binary::Rem, Binary::Max, Binary::Sub];
+            let n = b.binary(ops[d.below(4)], n, two).ok()?;
+            let n = b.convert(n, DType::F32).ok()?;
+            b.add2(x, n).ok()?
         }
         14 | 15 if rank == 4 => {
             let (c, h, w) = (fixed(1)?, fixed(2).filter(|&n| n > 2)?, fixed(3).filter(|&n| n > 2)?);
