@@ -94,9 +94,9 @@ fn tensor_differs(g: &Tensor, w: &Tensor, m: &Meta) -> Option<String> {
     None
 }
 
-/// Inputs that are small tensors of integers, as constants: those that a model may need to know to be compiled.
+/// Inputs that are small lists of numbers, as constants: those that a model may need to know to be compiled.
 fn constants(loaded_inputs: &[(String, HostValue)]) -> Vec<(String, Tensor)> {
-    let small = |t: &Tensor| !t.dtype().is_float() && t.rank() <= 1 && t.len() <= 64;
+    let small = |t: &Tensor| t.rank() <= 1 && t.len() <= if t.dtype().is_float() { 8 } else { 64 };
     let pick =
         |(n, v): &(String, HostValue)| v.as_tensor().filter(|t| small(t)).map(|t| (n.clone(), t.clone()));
     loaded_inputs.iter().filter_map(pick).collect()

@@ -13,6 +13,7 @@ use crate::val::Val;
 
 mod attention;
 mod calc;
+mod classic;
 mod control;
 mod deform;
 mod detect;
@@ -75,6 +76,7 @@ impl Entry {
 /// The families.
 #[rustfmt::skip]
 const FAMILIES: &[&[Entry]] = &[
+    classic::OPS,
     control::OPS,
     training::OPS,
     strings::OPS,
