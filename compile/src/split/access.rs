@@ -59,6 +59,14 @@ impl Split<'_> {
             let view = self.b.view(s.buffer, zero, &[one], &[one])?;
             return Ok((view, vec![zero], TileMap(Vec::new())));
         }
+        if let (Some(width), [rows, columns]) = (s.panel, &s.shape[..]) {
+            let panels = self.b.int(columns.div_ceil(width) as i64);
+            let (rows_v, width_v) = (self.b.int(*rows as i64), self.b.int(width as i64));
+            let (step, one) = (self.b.int((rows * width) as i64), self.b.int(1));
+            let view = self.b.view(s.buffer, zero, &[panels, rows_v, width_v], &[step, width_v, one])?;
+            let index = vec![self.b.div(part.at[1], width_v)?, part.at[0], zero];
+            return Ok((view, index, TileMap::along(&part.shape, &[1, 2])));
+        }
         let mut stride = 1;
         let (mut dims, mut strides) = (Vec::new(), Vec::new());
         for &n in s.shape.iter().rev() {
@@ -91,6 +99,6 @@ impl Split<'_> {
         let d = self.kernel.ty(v).dtype();
         let len = shape.iter().product::<usize>().max(1);
         let buffer = self.b.add_inst(Op::Alloc { dtype: d, len }, &[])?[0];
-        Ok(Stored { buffer, shape: shape.to_vec() })
+        Ok(Stored { buffer, shape: shape.to_vec(), panel: None })
     }
 }

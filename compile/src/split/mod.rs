@@ -65,6 +65,7 @@ pub fn split(kernel: &Kernel, registers: Registers) -> Result<Kernel, TileError>
         uses: Uses::of(kernel),
         b: KernelBuilder::new(&kernel.name),
         defs: HashMap::new(),
+        panels: HashMap::new(),
         memo: HashMap::new(),
     };
     for p in &kernel.params {
@@ -96,7 +97,7 @@ fn hoist(block: &mut Block, allocs: &mut Vec<Inst>) {
 enum Def {
     /// A scalar, buffer or view.
     Whole(Val),
-    /// In scratch, row-major.
+    /// In scratch.
     Stored(Stored),
     /// Computed where it is used.
     Lazy(Rc<Lazy>),
@@ -106,6 +107,9 @@ enum Def {
 struct Stored {
     buffer: Val,
     shape: Vec<usize>,
+    /// For the right operand of a product: columns lie in panels of this many, [columns / panel, rows, panel], and parts are
+    /// one panel wide.
+    panel: Option<usize>,
 }
 
 struct Lazy {
@@ -128,6 +132,8 @@ struct Split<'a> {
     uses: Uses,
     b: KernelBuilder,
     defs: HashMap<Val, Def>,
+    /// The right operands of products, by the product's result.
+    panels: HashMap<Val, Stored>,
     /// Parts of lazy tiles computed already in the current block.
     memo: HashMap<(Val, Part), Val>,
 }

@@ -4,10 +4,13 @@ use std::rc::Rc;
 
 use tongtu_tensor::scalar::{Binary, Compare};
 use tongtu_tensor::{CastMode, DType, Num};
-use tongtu_tile::{Op, Val};
+use tongtu_tile::{Inst, Op, Val};
 
 use super::access::is_plain;
 use super::{Def, Done, Lazy, Part, Split};
+
+/// Bytes of the right operand's panel that stay near over a product.
+const NEAREST: usize = 32 << 10;
 
 /// Dims other than 1.
 fn core(shape: &[usize]) -> Vec<usize> {
@@ -161,7 +164,7 @@ impl Split<'_> {
         let [acc, a, b] = l.inst.operands[..] else {
             return self.broken("a product of other than 3 operands");
         };
-        let k = self.shape(a)[1];
+        let (k, result) = (self.shape(a)[1], l.inst.results[0]);
         let init = self.piece(acc, part)?;
         let bounds = (self.b.int(0), self.b.int(k as i64), self.b.int(1));
         let (m, n) = (part.clone(), part.clone());
@@ -169,7 +172,11 @@ impl Split<'_> {
         let r = self.for_loop(bounds, &[init], |s, i, carried| {
             let left = Part { at: vec![m.at[0], i], shape: vec![m.shape[0], 1] };
             let right = Part { at: vec![i, n.at[1]], shape: vec![1, n.shape[1]] };
-            let (x, y) = (s.piece(a, &left)?, s.piece(b, &right)?);
+            let x = s.piece(a, &left)?;
+            let y = match s.panels.get(&result).cloned() {
+                Some(panels) => s.fetch(&panels, &right)?,
+                None => s.piece(b, &right)?,
+            };
             s.b.flags = flags;
             Ok(vec![s.b.mma(carried[0], x, y)?])
         })?;
@@ -192,13 +199,12 @@ impl Split<'_> {
         }
     }
 
-    /// Whether a lazy tile holds a matrix product still to be computed.
-    pub(super) fn has_product(&self, v: Val) -> bool {
+    /// The register tile of the matrix product that a lazy tile still has to compute; `None` if there is none.
+    pub(super) fn pending_product(&self, v: Val) -> Option<(usize, usize)> {
         match self.defs.get(&v) {
-            Some(Def::Lazy(l)) => {
-                matches!(l.inst.op, Op::Mma {}) || l.inst.operands.iter().any(|&o| self.has_product(o))
-            }
-            _ => false,
+            Some(Def::Lazy(l)) if matches!(l.inst.op, Op::Mma {}) => Some(self.product_tile(&l.inst)),
+            Some(Def::Lazy(l)) => l.inst.operands.iter().find_map(|&o| self.pending_product(o)),
+            _ => None,
         }
     }
 
@@ -207,11 +213,8 @@ impl Split<'_> {
         let lanes = self.registers.lanes(self.widest(v));
         let rank = shape.len();
         let mut piece = vec![1; rank];
-        if rank >= 2 && self.has_product(v) {
-            let (m, n) = self.product_tile(shape[rank - 2], shape[rank - 1], lanes);
-            piece[rank - 2] = m;
-            piece[rank - 1] = n;
-            return piece;
+        if let (Some((m, n)), 2) = (self.pending_product(v), rank) {
+            return vec![m, n];
         }
         let mut room = 4 * lanes;
         for d in (0..rank).rev() {
@@ -239,15 +242,19 @@ impl Split<'_> {
         best
     }
 
-    /// Rows and columns of the accumulators: those with the fewest loads for each multiply-add that leave registers for the
-    /// operands, counting what the edges waste.
-    fn product_tile(&self, m: usize, n: usize, lanes: usize) -> (usize, usize) {
+    /// Rows and columns of the accumulators of a product: those with the fewest loads for each multiply-add that leave
+    /// registers for the operands, counting what the edges waste and keeping a panel of the right operand in the nearest cache.
+    pub(super) fn product_tile(&self, product: &Inst) -> (usize, usize) {
+        let (shape, d) = (self.shape(product.operands[0]), self.kernel.ty(product.operands[0]).dtype());
+        let k = self.shape(product.operands[1]).get(1).copied().unwrap_or(1);
+        let (m, n, lanes) = (shape[0], shape[1], self.registers.lanes(d));
         let mut best = (f64::INFINITY, (1, lanes.min(n)));
         for vectors in 1..=4usize {
             let columns = (vectors * lanes).min(n);
             if vectors > 1 && (vectors - 1) * lanes >= n {
                 break;
             }
+            let spill = if vectors > 1 && k * columns * d.bits() as usize / 8 > NEAREST { 1.5 } else { 1.0 };
             for rows in 1..=m {
                 let accumulators = rows * vectors;
                 if accumulators + vectors + 1 > self.registers.count {
@@ -256,7 +263,7 @@ impl Split<'_> {
                 let loads = (rows + vectors) as f64 / accumulators as f64;
                 let latency = 8.0 / accumulators.min(8) as f64;
                 let waste = |n: usize, p: usize| (n.div_ceil(p) * p) as f64 / n as f64;
-                let cost = (1.0 + loads) * latency * waste(m, rows) * waste(n, columns);
+                let cost = (1.0 + loads) * latency * spill * waste(m, rows) * waste(n, columns);
                 if cost < best.0 {
                     best = (cost, (rows, columns));
                 }

@@ -75,7 +75,7 @@ impl Split<'_> {
             let from = self.shape(inst.operands[0]);
             if !is_trivial(&from, &shape) {
                 let s = self.stored(inst.operands[0])?;
-                self.defs.insert(result, Def::Stored(Stored { buffer: s.buffer, shape }));
+                self.defs.insert(result, Def::Stored(Stored { shape, ..s }));
                 return Ok(());
             }
         }
@@ -83,15 +83,19 @@ impl Split<'_> {
             let s = self.stored(inst.operands[0])?;
             self.defs.insert(inst.operands[0], Def::Stored(s));
         }
+        self.settle_products(inst)?;
         if let Op::Mma {} = inst.op {
-            // Operands are read many times.
-            for &o in &inst.operands[1..] {
-                if !matches!(self.defs.get(&o), Some(Def::Lazy(l)) if matches!(l.inst.op, Op::Load { .. }) && self.is_cheap(o))
-                {
-                    let s = self.stored(o)?;
-                    self.defs.insert(o, Def::Stored(s));
-                }
+            // Operands are read many times: the left one element by element, the right one panel by panel.
+            let (a, b) = (inst.operands[1], inst.operands[2]);
+            let plain =
+                matches!(self.defs.get(&a), Some(Def::Lazy(l)) if matches!(l.inst.op, Op::Load { .. }));
+            if !(plain && self.is_cheap(a)) {
+                let s = self.stored(a)?;
+                self.defs.insert(a, Def::Stored(s));
             }
+            let (_, width) = self.product_tile(inst);
+            let s = self.panels(b, width)?;
+            self.panels.insert(result, s);
         }
         let lazy = Rc::new(Lazy { inst: inst.clone(), shape });
         self.defs.insert(result, Def::Lazy(lazy));
@@ -126,6 +130,47 @@ impl Split<'_> {
         Ok(s)
     }
 
+    /// The right operand of a product in panels of `width` columns.
+    fn panels(&mut self, v: Val, width: usize) -> Done<Stored> {
+        let shape = self.shape(v);
+        let padded = [shape[0], shape[1].next_multiple_of(width)];
+        let s = self.scratch(v, &padded)?;
+        let s = Stored { shape: shape.clone(), panel: Some(width), ..s };
+        self.parts(&shape, &[1, width], &mut |m, part| {
+            let x = m.piece(v, part)?;
+            m.put(&s, part, x)
+        })?;
+        Ok(s)
+    }
+
+    /// Parts of a product are whole register tiles at multiples of their size, so that panels are read whole: what would ask for
+    /// others gets the product from scratch.
+    fn settle_products(&mut self, inst: &Inst) -> Done<()> {
+        let moves = matches!(
+            inst.op,
+            Op::Permute { .. }
+                | Op::Extract { .. }
+                | Op::Reshape { .. }
+                | Op::Broadcast { .. }
+                | Op::TakeAlong { .. }
+                | Op::Mma {}
+                | Op::Gather { .. }
+                | Op::Load { .. }
+        );
+        let mut pending = false;
+        for &o in &inst.operands {
+            if self.pending_product(o).is_none() {
+                continue;
+            }
+            if moves || pending {
+                let s = self.stored(o)?;
+                self.defs.insert(o, Def::Stored(s));
+            }
+            pending = true;
+        }
+        Ok(())
+    }
+
     /// Computes a tile into scratch.
     fn compute_into(&mut self, v: Val, to: &Stored) -> Done<()> {
         let shape = self.shape(v);
@@ -146,6 +191,10 @@ impl Split<'_> {
         let ops = &inst.operands;
         let rank = inside.len();
         let shape = map.shape();
+        if self.pending_product(ops[1]).is_some() && !is_plain(map) {
+            let s = self.stored(ops[1])?;
+            self.defs.insert(ops[1], Def::Stored(s));
+        }
         let mut piece = self.choose(ops[1], &shape);
         piece.iter_mut().zip(&map.0).for_each(|(p, f)| *p = fitting(f, *p));
         let view = self.whole(ops[0])?;
@@ -164,6 +213,12 @@ impl Split<'_> {
 
     /// Scatters and atomics, in row-major order.
     fn indexed_write(&mut self, inst: &Inst) -> Done<()> {
+        for &o in &inst.operands {
+            if self.pending_product(o).is_some() {
+                let s = self.stored(o)?;
+                self.defs.insert(o, Def::Stored(s));
+            }
+        }
         let ops = &inst.operands;
         let shape = self.shape(ops[1]);
         let buffer = self.whole(ops[0])?;
@@ -223,7 +278,7 @@ impl Split<'_> {
         if xs.len() > 1 {
             // Several operands are read together.
             for &x in &xs {
-                if !self.is_cheap(x) && !self.uses.is_private(x) {
+                if self.pending_product(x).is_some() || !self.is_cheap(x) && !self.uses.is_private(x) {
                     let s = self.stored(x)?;
                     self.defs.insert(x, Def::Stored(s));
                 }
@@ -403,6 +458,12 @@ impl Split<'_> {
     }
 
     fn scan(&mut self, inst: &Inst, combiner: Combiner, dim: usize, reverse: bool) -> Done<()> {
+        for &o in &inst.operands {
+            if self.pending_product(o).is_some() {
+                let s = self.stored(o)?;
+                self.defs.insert(o, Def::Stored(s));
+            }
+        }
         let shape = self.shape(inst.results[0]);
         let to = inst.results.iter().map(|&r| self.scratch(r, &shape)).collect::<Done<Vec<_>>>()?;
         let flags = inst.flags;
