@@ -401,10 +401,10 @@ fn symbolic(cx: &Ctx<'_, '_>, n: &NodeCtx<'_>, assumed: &mut Vec<Dim>) -> Option
             let on = get("axes", 3)?.unwrap_or_else(|| (0..starts.len() as i64).collect());
             let steps = get("steps", 4)?.unwrap_or_else(|| vec![1; starts.len()]);
             let mut places = x.places()?;
-            for k in 0..starts.len() {
+            for (k, &start) in starts.iter().enumerate() {
                 let a = axis(*on.get(k)?, rank)?;
                 let (start, stop, step) =
-                    clamp_slice(starts[k], *ends.get(k)?, *steps.get(k)?, x.shape[a] as i64)?;
+                    clamp_slice(start, *ends.get(k)?, *steps.get(k)?, x.shape[a] as i64)?;
                 places = places.slice(a, start, stop, step).ok()?;
             }
             x.at(&places)?

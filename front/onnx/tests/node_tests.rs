@@ -222,6 +222,16 @@ fn backend_tests() {
         let all: BTreeSet<&String> = known.union(&passed).collect();
         std::fs::write(&list, all.into_iter().map(|n| format!("{n}\n")).collect::<String>()).unwrap();
     }
+    if filter.is_empty() {
+        let reasons =
+            std::fs::read_to_string(list.with_file_name("left-out.tsv")).expect("the list is committed");
+        let patterns: Vec<&str> = reasons.lines().filter_map(|l| l.split('\t').next()).collect();
+        let listed = |n: &str| {
+            patterns.iter().any(|p| p.strip_suffix('*').map_or(n == *p, |start| n.starts_with(start)))
+        };
+        let unknown: Vec<_> = names.iter().filter(|n| !passed.contains(**n) && !listed(n)).collect();
+        assert!(unknown.is_empty(), "these tests fail and are not in left-out.tsv: {unknown:#?}");
+    }
     let lost: Vec<&String> =
         known.iter().filter(|n| names.contains(&n.as_str()) && !passed.contains(*n)).collect();
     assert!(lost.is_empty(), "these tests passed before: {lost:#?}");

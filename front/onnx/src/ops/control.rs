@@ -371,6 +371,8 @@ fn widen(
             }
             true
         }
+        // What is an optional at first may be its element from the first turn on.
+        (Type::Optional(x), Type::Sequence(_)) => matches!(**x, Type::Sequence(_)),
         _ => false,
     };
     if !same_kind {

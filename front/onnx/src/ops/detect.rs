@@ -13,7 +13,13 @@ use crate::val::Val;
 pub const OPS: &[Entry] = &[op("NonMaxSuppression", non_max_suppression)];
 
 /// A scalar operand or a constant in its place.
-fn scalar<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>, i: usize, dtype: DType, default: f64) -> Result<ValueId> {
+fn scalar<'m>(
+    cx: &mut Ctx<'_, 'm>,
+    n: &NodeCtx<'m>,
+    i: usize,
+    dtype: DType,
+    default: f64,
+) -> Result<ValueId> {
     Ok(match cx.opt(n, i)? {
         Some(v) => {
             let v = cx.b.reshape(v, &[])?;
@@ -99,12 +105,13 @@ fn non_max_suppression<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<
         for &v in &p[2..7] {
             own.push(pick(b, v)?);
         }
-        let extent = |b: &mut Builder<'_>, low: usize, high: usize| -> std::result::Result<ValueId, GraphError> {
-            let from = b.binary(Binary::Max, p[2 + low], own[low])?;
-            let to = b.binary(Binary::Min, p[2 + high], own[high])?;
-            let len = b.sub(to, from)?;
-            b.binary_const(Binary::Max, len, 0.0)
-        };
+        let extent =
+            |b: &mut Builder<'_>, low: usize, high: usize| -> std::result::Result<ValueId, GraphError> {
+                let from = b.binary(Binary::Max, p[2 + low], own[low])?;
+                let to = b.binary(Binary::Min, p[2 + high], own[high])?;
+                let len = b.sub(to, from)?;
+                b.binary_const(Binary::Max, len, 0.0)
+            };
         let (w, h) = (extent(b, 0, 2)?, extent(b, 1, 3)?);
         let shared = b.mul(w, h)?;
         let both = b.add2(p[6], own[4])?;

@@ -19,7 +19,7 @@ pub const OPS: &[Entry] = &[
 /// for all of them.
 fn columns<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>, width: usize) -> Result<Vec<Vec<ValueId>>> {
     let rest = n.inputs.len().saturating_sub(2);
-    if rest == 0 || rest % width != 0 {
+    if rest == 0 || !rest.is_multiple_of(width) {
         return Err(n.bad(format!("{rest} operands in groups of {width}")));
     }
     let count = rest / width;
