@@ -180,7 +180,7 @@ impl Compiler for CpuCompiler {
             },
             Op::Cast { to, mode } if mode.rounding != Rounding::NearestEven => {
                 let wide = first.is_int() && first.bits() >= 32 && matches!(to, DType::F32 | DType::F64);
-                if *to == DType::F8E8M0 || wide && (first.bits() == 64 || *to == DType::F32) {
+                if wide && (first.bits() == 64 || *to == DType::F32) {
                     no("this conversion with directed rounding")
                 } else {
                     Support::Native

@@ -15,14 +15,13 @@ use llvm_sys::{LLVMDiagnosticSeverity, analysis, error};
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::ptr::null_mut;
-use std::sync::Once;
+use std::sync::{Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 use tongtu_chip::{Chip, Kind};
 
 /// Cleans up what the lowering wrote; the vectors are explicit already, so no vectoriser is needed. Code generation
 /// reduces the strength of loop indices itself.
-const PASSES: &str =
-    "function(instcombine<no-verify-fixpoint>,simplifycfg,early-cse,loop-mssa(licm))";
+const PASSES: &str = "function(instcombine<no-verify-fixpoint>,simplifycfg,early-cse,loop-mssa(licm))";
 
 /// What to compile for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,22 +88,23 @@ fn emit(ir: &str, target: &Target, kind: LLVMCodeGenFileType) -> Result<(Vec<u8>
     })
 }
 
-thread_local! {
-    /// The target machine last used by this thread: making one costs more than a small kernel.
-    static MACHINE: RefCell<Option<(Target, Machine)>> = const { RefCell::new(None) };
-}
+/// Target machines not in use: making one costs as much as a small kernel.
+static MACHINES: Mutex<Vec<(Target, Machine)>> = Mutex::new(Vec::new());
 
 fn with_machine<T>(target: &Target, f: impl FnOnce(&Machine) -> Result<T, Error>) -> Result<T, Error> {
-    MACHINE.with(|slot| {
-        let mut slot = slot.borrow_mut();
-        let machine = match slot.take() {
-            Some((t, machine)) if t == *target => machine,
-            _ => Machine::new(target)?,
-        };
-        let result = f(&machine);
-        *slot = Some((target.clone(), machine));
-        result
-    })
+    let idle = || MACHINES.lock().unwrap_or_else(PoisonError::into_inner);
+    let found = {
+        let mut idle = idle();
+        let at = idle.iter().position(|(t, _)| t == target);
+        at.map(|i| idle.swap_remove(i).1)
+    };
+    let machine = match found {
+        Some(machine) => machine,
+        None => Machine::new(target)?,
+    };
+    let result = f(&machine);
+    idle().push((target.clone(), machine));
+    result
 }
 
 fn text(s: &str, stage: &'static str) -> Result<CString, Error> {
@@ -129,6 +129,9 @@ unsafe fn take(message: *mut c_char) -> String {
 
 /// A target machine, used by one thread at a time.
 struct Machine(LLVMTargetMachineRef);
+
+// SAFETY: LLVM asks only that one thread at a time uses a target machine, and `with_machine` hands each to one.
+unsafe impl Send for Machine {}
 
 impl Machine {
     fn new(target: &Target) -> Result<Machine, Error> {

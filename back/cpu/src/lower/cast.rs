@@ -43,22 +43,22 @@ impl Fun<'_> {
             return Ok(x.clone());
         }
         match (from.is_float(), to.is_float()) {
-            _ if to.is_bool() => self.to_bool(from, n, x),
+            _ if to.is_bool() => self.truth(from, n, x),
             (false, false) => Ok(self.int_to_int(from, to, mode, n, x)),
             (false, true) => self.int_to_float(from, to, mode, n, x),
             (true, false) => self.float_to_int(from, to, mode, n, x),
             (true, true) => {
                 let wide = self.widen(from, n, x)?;
                 if from == DType::F64 {
-                    self.from_f64(to, mode, n, &wide)
+                    self.convert_f64(to, mode, n, &wide)
                 } else {
-                    self.from_f32(to, mode, n, &wide)
+                    self.convert_f32(to, mode, n, &wide)
                 }
             }
         }
     }
 
-    fn to_bool(&mut self, from: DType, n: usize, x: &V) -> Result<V> {
+    fn truth(&mut self, from: DType, n: usize, x: &V) -> Result<V> {
         if from.is_float() {
             let x = self.widen(from, n, x)?;
             let reg = if from == DType::F64 { Reg::F64 } else { Reg::F32 };
@@ -106,11 +106,11 @@ impl Fun<'_> {
             DType::F64 if direct(53) => Ok(self.conv(name, &ty, x, &Reg::F64.ty(n))),
             _ if value_bits <= 24 => {
                 let wide = self.conv(name, &ty, x, &Reg::F32.ty(n));
-                self.from_f32(to, mode, n, &wide)
+                self.convert_f32(to, mode, n, &wide)
             }
             _ if value_bits <= 53 => {
                 let wide = self.conv(name, &ty, x, &Reg::F64.ty(n));
-                self.from_f64(to, mode, n, &wide)
+                self.convert_f64(to, mode, n, &wide)
             }
             DType::F32 | DType::F64 => no(format!("{from} to {to} with directed rounding")),
             _ => {
@@ -139,7 +139,7 @@ impl Fun<'_> {
                 } else {
                     wide
                 };
-                self.from_f64(to, mode, n, &wide)
+                self.convert_f64(to, mode, n, &wide)
             }
         }
     }
@@ -261,7 +261,7 @@ impl Fun<'_> {
         self.conv("bitcast", &ity, &bits, &fty)
     }
 
-    fn from_f64(&mut self, to: DType, mode: CastMode, n: usize, x: &V) -> Result<V> {
+    fn convert_f64(&mut self, to: DType, mode: CastMode, n: usize, x: &V) -> Result<V> {
         match to {
             DType::F64 => Ok(self.saturate(DType::F64, mode, n, x)),
             DType::F32 => {
@@ -313,7 +313,7 @@ impl Fun<'_> {
             }
             _ => {
                 let y = self.narrow_double(n, x);
-                self.from_f32(to, mode, n, &y)
+                self.convert_f32(to, mode, n, &y)
             }
         }
     }
@@ -332,7 +332,7 @@ impl Fun<'_> {
     }
 
     /// An f32, which may be rounded to odd already, to another float type.
-    fn from_f32(&mut self, to: DType, mode: CastMode, n: usize, x: &V) -> Result<V> {
+    fn convert_f32(&mut self, to: DType, mode: CastMode, n: usize, x: &V) -> Result<V> {
         let fty = Reg::F32.ty(n);
         let near = mode.rounding == Rounding::NearestEven;
         match to {
@@ -369,7 +369,7 @@ impl Fun<'_> {
             let nan = self.cmp("fcmp uno", &fty, &x, &x);
             self.choose(n, &nan, &ity, &k(0x7fc0), &code)
         } else if to == DType::F8E8M0 {
-            self.encode_scale(mode, n, x)?
+            self.encode_scale(mode, n, x)
         } else {
             let Some(format) = to.float_format() else { return no(format!("{to} is not a float")) };
             self.encode(to, &format, mode, n, x)
@@ -459,31 +459,38 @@ impl Fun<'_> {
     }
 
     /// The f8e8m0 code, in an `i32`, of an f32.
-    fn encode_scale(&mut self, mode: CastMode, n: usize, x: &V) -> Result<V> {
-        if mode.rounding != Rounding::NearestEven {
-            return no("a conversion to f8e8m0 with directed rounding".to_string());
-        }
+    fn encode_scale(&mut self, mode: CastMode, n: usize, x: &V) -> V {
         let (fty, ity, bty) = (Reg::F32.ty(n), Reg::I32.ty(n), Reg::I1.ty(n));
         let k = |x: i64| int(Reg::I32, x, n);
         let saturate = mode.overflow == Overflow::Saturate;
+        // Negative values become NaN, so down is towards zero. What is added before the mantissa is cut off; the
+        // least subnormal magnitudes that round to code 1 and to code 0.
+        let (add, to_one, to_zero) = match mode.rounding {
+            Rounding::NearestEven => (0x40_0000, 0x60_0000, 0x20_0000),
+            Rounding::Up => (0x7f_ffff, 0x40_0001, 1),
+            Rounding::TowardZero | Rounding::Down => (0, 0x80_0000, 0x40_0000),
+        };
         let bits = self.conv("bitcast", &fty, x, &ity);
         let magnitude = self.bin("and", &ity, &bits, &k(0x7fff_ffff));
-        let sum = self.bin("add", &ity, &magnitude, &k(0x40_0000));
+        let sum = self.bin("add", &ity, &magnitude, &k(add));
         let normal = self.bin("lshr", &ity, &sum, &k(23));
-        let upper = self.cmp("icmp uge", &ity, &magnitude, &k(0x60_0000));
+        let upper = self.cmp("icmp uge", &ity, &magnitude, &k(to_one));
         let small = self.conv("zext", &bty, &upper, &ity);
         let subnormal = self.cmp("icmp ult", &ity, &magnitude, &k(0x80_0000));
         let code = self.choose(n, &subnormal, &ity, &small, &normal);
-        let tiny = self.cmp("icmp ult", &ity, &magnitude, &k(0x20_0000));
-        let code = self.choose(n, &tiny, &ity, &k(if saturate { 0 } else { 255 }), &code);
+        // Past the greatest value.
+        let past = k(if saturate { 254 } else { 255 });
+        let finite_past = if add == 0 { k(254) } else { past.clone() };
         let over = self.cmp("icmp ugt", &ity, &code, &k(254));
-        let nan_or_max = k(if saturate { 254 } else { 255 });
-        let sized = self.cmp("icmp uge", &ity, &magnitude, &k(0x20_0000));
-        let past = self.bin("and", &bty, &over, &sized);
-        let code = self.choose(n, &past, &ity, &nan_or_max, &code);
+        let code = self.choose(n, &over, &ity, &finite_past, &code);
+        let infinite = self.cmp("icmp eq", &ity, &magnitude, &k(0x7f80_0000));
+        let code = self.choose(n, &infinite, &ity, &past, &code);
+        // Below half the least value, and zero.
+        let tiny = self.cmp("icmp ult", &ity, &magnitude, &k(to_zero));
+        let code = self.choose(n, &tiny, &ity, &k(if saturate { 0 } else { 255 }), &code);
         let below = self.cmp("fcmp olt", &fty, x, &real(Reg::F32, 0.0, n));
         let unordered = self.cmp("fcmp uno", &fty, x, x);
         let nan = self.bin("or", &bty, &below, &unordered);
-        Ok(self.choose(n, &nan, &ity, &k(255), &code))
+        self.choose(n, &nan, &ity, &k(255), &code)
     }
 }

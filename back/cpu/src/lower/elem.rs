@@ -178,7 +178,7 @@ impl Fun<'_> {
             Unary::Popcount | Unary::Clz => {
                 let x =
                     if bits < 8 { self.bin("and", &ty, x, &int(reg, (1 << bits) - 1, n)) } else { x.clone() };
-                let count = if op == Unary::Popcount {
+                if op == Unary::Popcount {
                     self.math("ctpop", reg, n, &[&x])
                 } else {
                     let name = format!("llvm.ctlz.{}", reg.suffix(n));
@@ -189,8 +189,7 @@ impl Fun<'_> {
                     } else {
                         count
                     }
-                };
-                count
+                }
             }
             _ => return no(format!("'{op}' does not take {dtype}")),
         };
@@ -216,8 +215,8 @@ impl Fun<'_> {
         let ty = reg.ty(n);
         if dtype.is_bool() {
             let name = match op {
-                Binary::Add | Binary::Max | Binary::Or => "or",
-                Binary::Mul | Binary::Min | Binary::And => "and",
+                Binary::Add | Binary::Max | Binary::MaxNum | Binary::Or => "or",
+                Binary::Mul | Binary::Min | Binary::MinNum | Binary::And => "and",
                 Binary::Xor => "xor",
                 _ => return no(format!("'{op}' does not take {dtype}")),
             };
@@ -389,13 +388,13 @@ impl Fun<'_> {
         let left = self.bin("fsub", &ty, &p, &gone);
         let right = self.bin("fsub", &ty, c, &back);
         let error = self.bin("fadd", &ty, &left, &right);
-        let odd = self.to_odd(n, &s, &error);
+        let odd = self.round_to_odd(n, &s, &error);
         let half = self.narrow_double(n, &odd);
         self.cast(DType::F32, dtype, Default::default(), n, &half)
     }
 
     /// The f64 `s`, which is `s + error` rounded to nearest, rounded to odd instead.
-    fn to_odd(&mut self, n: usize, s: &V, error: &V) -> V {
+    fn round_to_odd(&mut self, n: usize, s: &V, error: &V) -> V {
         let (ty, ity, bty) = (Reg::F64.ty(n), Reg::I64.ty(n), Reg::I1.ty(n));
         let zero = real(Reg::F64, 0.0, n);
         let inexact = self.cmp("fcmp one", &ty, error, &zero);

@@ -108,9 +108,9 @@ pub(super) fn choose(k: &Kernel, chip: &Chip) -> (Vec<Layout>, HashMap<Val, usiz
             wanted[a.index()] = Layout::Rows;
         }
     }
-    for v in 0..k.types.len() {
+    for (v, layout) in wanted.iter_mut().enumerate() {
         if fits.get(&classes.find(v)) == Some(&true) {
-            wanted[v] = Layout::Squares;
+            *layout = Layout::Squares;
         }
     }
     let mut streamed = HashMap::new();
@@ -238,7 +238,7 @@ impl Fun<'_> {
     pub(super) fn rows(&mut self, tile: &Tile) -> Result<Vec<V>> {
         match tile.layout {
             Layout::Rows => return Ok(tile.parts.clone()),
-            Layout::Squares => return self.from_squares(tile),
+            Layout::Squares => return self.unsquare(tile),
             Layout::Elements => {}
         }
         let (reg, geo) = (Reg::of(tile.dtype), self.geometry(&tile.shape));
@@ -257,7 +257,7 @@ impl Fun<'_> {
         let tile = self.tile(v)?.clone();
         match layout {
             Layout::Squares if tile.layout == Layout::Squares => Ok(tile.parts),
-            Layout::Squares => self.to_squares(&tile),
+            Layout::Squares => self.square(&tile),
             _ => self.rows(&tile),
         }
     }

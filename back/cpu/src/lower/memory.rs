@@ -96,11 +96,11 @@ impl Fun<'_> {
     pub(super) fn load_element(&mut self, dtype: DType, at: &V) -> Result<V> {
         let reg = memory(dtype);
         let x = self.def(format_args!("load {}, ptr {at}, align 1", reg.ty(1)));
-        Ok(self.from_memory(dtype, 1, &x))
+        Ok(self.read_in(dtype, 1, &x))
     }
 
     /// A register value from what memory holds.
-    fn from_memory(&mut self, dtype: DType, n: usize, x: &V) -> V {
+    fn read_in(&mut self, dtype: DType, n: usize, x: &V) -> V {
         if dtype.is_bool() {
             return self.cmp("icmp ne", &Reg::I8.ty(n), x, &int(Reg::I8, 0, n));
         }
@@ -111,7 +111,7 @@ impl Fun<'_> {
         x.clone()
     }
 
-    fn to_memory(&mut self, dtype: DType, n: usize, x: &V) -> V {
+    fn write_out(&mut self, dtype: DType, n: usize, x: &V) -> V {
         if dtype.is_bool() { self.conv("zext", &Reg::I1.ty(n), x, &Reg::I8.ty(n)) } else { x.clone() }
     }
 
@@ -148,8 +148,8 @@ impl Fun<'_> {
             lanes.push(of.collect());
         }
         let mut origin = view.offset.clone();
-        for d in 0..rank {
-            let far = self.imul(&index[d], &view.strides[d]);
+        for (at, stride) in index.iter().zip(&view.strides) {
+            let far = self.imul(at, stride);
             origin = self.iadd(&origin, &far);
         }
         let size = view.buffer.dtype.byte_size().unwrap_or(0) as i64;
@@ -445,29 +445,29 @@ impl Fun<'_> {
             Pattern::Dense | Pattern::Same if n == 1 => {
                 let at = self.address(a, &lanes[0]);
                 let x = self.def(format_args!("load {}, ptr {at}, align 1{scope}", mem.ty(1)));
-                self.from_memory(dtype, 1, &x)
+                self.read_in(dtype, 1, &x)
             }
             Pattern::Dense if chunk.valid == n => {
                 let at = self.address(a, &lanes[0]);
                 let x = self.def(format_args!("load {}, ptr {at}, align 1{scope}", mem.ty(n)));
-                self.from_memory(dtype, n, &x)
+                self.read_in(dtype, n, &x)
             }
             Pattern::Dense => {
                 let at = self.address(a, &lanes[0]);
                 let mask = self.part_mask(chunk, None, None, None).unwrap_or_else(|| int(Reg::I1, 1, n));
                 let zero = self.zero(mem, n);
                 let x = self.masked_load(mem, n, &at, &mask, &zero, &scope);
-                self.from_memory(dtype, n, &x)
+                self.read_in(dtype, n, &x)
             }
             Pattern::Same => {
                 let at = self.address(a, &lanes[0]);
                 let x = self.def(format_args!("load {}, ptr {at}, align 1{scope}", mem.ty(1)));
                 let x = self.spread(mem, &x, n);
-                self.from_memory(dtype, n, &x)
+                self.read_in(dtype, n, &x)
             }
             Pattern::Near(far) => {
                 let x = self.load_near(a, &lanes[0], &far, mem, n, &scope);
-                self.from_memory(dtype, n, &x)
+                self.read_in(dtype, n, &x)
             }
             Pattern::Far => {
                 let each: Vec<V> = lanes
@@ -478,7 +478,7 @@ impl Fun<'_> {
                     })
                     .collect();
                 let x = self.pack(mem, &each, n);
-                self.from_memory(dtype, n, &x)
+                self.read_in(dtype, n, &x)
             }
         }
     }
@@ -564,7 +564,7 @@ impl Fun<'_> {
                 None => x,
             };
             let x = self.spread(mem, &x, n);
-            return self.from_memory(dtype, n, &x);
+            return self.read_in(dtype, n, &x);
         }
         let mask = self.part_mask(chunk, all, mask, given).unwrap_or_else(|| int(Reg::I1, 1, n));
         if a.size == 0 {
@@ -592,7 +592,7 @@ impl Fun<'_> {
                 self.gather_from(mem, n, &each, &mask, &other, &scope)
             }
         };
-        self.from_memory(dtype, n, &x)
+        self.read_in(dtype, n, &x)
     }
 
     /// Loads from single addresses where the mask is true, `other` elsewhere.
@@ -668,7 +668,7 @@ impl Fun<'_> {
         }
         let word = self.bin("lshr", "i16", &word, &shift);
         let code = self.conv("trunc", "i16", &word, "i8");
-        self.from_memory(dtype, 1, &code)
+        self.read_in(dtype, 1, &code)
     }
 
     /// Stores an element of less than a byte, without touching its neighbours, if the condition holds.
@@ -779,7 +779,7 @@ impl Fun<'_> {
             }
             return Ok(());
         }
-        let x = self.to_memory(dtype, n, x);
+        let x = self.write_out(dtype, n, x);
         match self.pattern(a, part) {
             Pattern::Dense if chunk.valid == n => {
                 let at = self.address(a, &lanes[0]);
@@ -832,7 +832,7 @@ impl Fun<'_> {
             }
             return Ok(());
         }
-        let x = self.to_memory(dtype, n, x);
+        let x = self.write_out(dtype, n, x);
         if n > 1 && matches!(self.pattern(a, part), Pattern::Dense) {
             let at = self.address(a, &lanes[0]);
             self.masked_store(mem, n, &x, &at, &mask, &scope);
@@ -925,7 +925,7 @@ impl Fun<'_> {
                 }
                 self.gather_from(mem, n, &at, &mask, &other, &scope)
             };
-            parts.push(self.from_memory(dtype, n, &x));
+            parts.push(self.read_in(dtype, n, &x));
         }
         self.set(inst.results[0], parts)
     }
@@ -943,7 +943,7 @@ impl Fun<'_> {
             let given = given.as_ref().map(|g| &g[part]);
             let (wide, mask) = self.indices(index_type, x, chunk, &buffer.len, given);
             let value =
-                if dtype.bits() < 8 { values[part].clone() } else { self.to_memory(dtype, n, &values[part]) };
+                if dtype.bits() < 8 { values[part].clone() } else { self.write_out(dtype, n, &values[part]) };
             let mut at = Vec::new();
             for i in 0..chunk.valid {
                 let element = self.lane(Reg::I64, &wide, n, i);
@@ -991,10 +991,10 @@ impl Fun<'_> {
             };
             let (mem, align) = (memory(dtype), dtype.byte_size().unwrap_or(1));
             if let Some(op) = plain {
-                let x = s.to_memory(dtype, 1, &x);
+                let x = s.write_out(dtype, 1, &x);
                 let old =
                     s.def(format_args!("atomicrmw {op} ptr {at}, {} {x} {order}, align {align}", mem.ty(1)));
-                return Ok(s.from_memory(dtype, 1, &old));
+                return Ok(s.read_in(dtype, 1, &old));
             }
             let Some(op) = combiner.binary() else { return Err(broken("an atomic that combines nothing")) };
             // Try until nobody else wrote in between.
@@ -1007,9 +1007,9 @@ impl Fun<'_> {
             let (seen, won) = (s.fresh("%seen"), s.fresh("%pair"));
             let head = s.out.len();
             let bits = s.conv("bitcast", &ity, &seen, &mem.ty(1));
-            let old = s.from_memory(dtype, 1, &bits);
+            let old = s.read_in(dtype, 1, &bits);
             let new = s.binary(op, dtype, 1, &old, &x, inst.flags)?;
-            let new = s.to_memory(dtype, 1, &new);
+            let new = s.write_out(dtype, 1, &new);
             let new = s.conv("bitcast", &mem.ty(1), &new, &ity);
             s.line(format_args!(
                 "{won} = cmpxchg ptr {at}, {ity} {seen}, {ity} {new} {order} monotonic, align {align}"
@@ -1037,7 +1037,7 @@ impl Fun<'_> {
             let mut both = Vec::new();
             for x in [&expected[part], &desired[part]] {
                 let x = s.lane(reg, x, n, lane);
-                let x = s.to_memory(dtype, 1, &x);
+                let x = s.write_out(dtype, 1, &x);
                 both.push(s.conv("bitcast", &mem.ty(1), &x, &ity));
             }
             let pair = s.def(format_args!(
@@ -1046,7 +1046,7 @@ impl Fun<'_> {
             ));
             let old = s.def(format_args!("extractvalue {{ {ity}, i1 }} {pair}, 0"));
             let old = s.conv("bitcast", &ity, &old, &mem.ty(1));
-            Ok(s.from_memory(dtype, 1, &old))
+            Ok(s.read_in(dtype, 1, &old))
         })
     }
 
@@ -1106,7 +1106,7 @@ impl Fun<'_> {
             let row = part / geo.chunks.len();
             let at = ((row * geo.n + chunk.start) * size).to_string().into();
             let at = self.offset(&ptr, &at);
-            let x = self.to_memory(tile.dtype, chunk.width, x);
+            let x = self.write_out(tile.dtype, chunk.width, x);
             self.line(format_args!("store {} {x}, ptr {at}, align 1", mem.ty(chunk.width)));
         }
         Ok((ptr, mem))
@@ -1156,15 +1156,15 @@ impl Fun<'_> {
             }
             let zero = self.zero(mem, n);
             let x = self.gather_from(mem, n, &each, &mask, &zero, "");
-            let x = self.from_whole(source.dtype, n, &x);
+            let x = self.read_spilled(source.dtype, n, &x);
             parts.push(x);
         }
         self.set(inst.results[0], parts)
     }
 
-    /// Like `from_memory` for spilled values, whose elements take whole bytes.
-    fn from_whole(&mut self, dtype: DType, n: usize, x: &V) -> V {
-        if dtype.is_bool() { self.from_memory(dtype, n, x) } else { x.clone() }
+    /// Like `read_in` for spilled values, whose elements take whole bytes.
+    fn read_spilled(&mut self, dtype: DType, n: usize, x: &V) -> V {
+        if dtype.is_bool() { self.read_in(dtype, n, x) } else { x.clone() }
     }
 }
 

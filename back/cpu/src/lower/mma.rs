@@ -125,7 +125,7 @@ impl Fun<'_> {
     }
 
     /// An accumulator's squares, from any layout.
-    pub(super) fn to_squares(&mut self, tile: &Tile) -> Result<Vec<V>> {
+    pub(super) fn square(&mut self, tile: &Tile) -> Result<Vec<V>> {
         let places = Self::square_places(&tile.shape);
         if tile.parts.iter().all(|p| &**p == "zeroinitializer") {
             let bytes: V = "64".into();
@@ -161,7 +161,7 @@ impl Fun<'_> {
     }
 
     /// An accumulator's rows, from its squares.
-    pub(super) fn from_squares(&mut self, tile: &Tile) -> Result<Vec<V>> {
+    pub(super) fn unsquare(&mut self, tile: &Tile) -> Result<Vec<V>> {
         let (m, n) = (tile.shape[0], tile.shape[1]);
         let ptr = self.reserve(4 * m * n)?;
         let stride: V = (4 * n).to_string().into();

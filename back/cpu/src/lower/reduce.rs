@@ -235,7 +235,7 @@ impl Fun<'_> {
                 for part in 0..goal.parts() {
                     let chunk = goal.chunk(part);
                     let at = part / goal.chunks.len() * goal.n + chunk.start;
-                    parts.push(self.pack(reg, &scalars[at..at + chunk.valid].to_vec(), chunk.width));
+                    parts.push(self.pack(reg, &scalars[at..at + chunk.valid], chunk.width));
                 }
             } else {
                 for columns in &results {
