@@ -9,7 +9,7 @@ use crate::ctx::{Ctx, NodeCtx};
 use crate::error::Result;
 use crate::ops::attention::{combine_masks, join_heads, rotary_rows, split_heads, usual_scale};
 use crate::ops::calc::Calc;
-use crate::ops::nn::{accumulator, add_bias, conv_spec, less_zero, mat_mul_values};
+use crate::ops::nn::{accumulator, add_bias, conv_spec, less_zero, mat_mul_values, pool_spec};
 use crate::ops::quant::{round_to, scale_of};
 use crate::ops::{Entry, op, op_in};
 use crate::val::Val;
@@ -56,6 +56,15 @@ pub const OPS: &[Entry] = &[
                 return Err(n.unsupported("softmax over several dims at once"));
             }
             Ok(cx.b.softmax(x, axis)?)
+        })
+    }),
+    op_in(MS, "QLinearAveragePool", |cx, n| {
+        if n.flag("channels_last", false)? {
+            return Err(n.unsupported("channels that come last"));
+        }
+        qlinear_unary(cx, n, |cx, n, x| {
+            let spec = pool_spec(n, &cx.b.dims(x))?;
+            Ok(cx.b.avg_pool(x, &spec, n.flag("count_include_pad", false)?)?)
         })
     }),
     op_in(MS, "QLinearGlobalAveragePool", |cx, n| {

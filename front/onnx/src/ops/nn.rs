@@ -445,10 +445,9 @@ fn conv_transpose<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>>
     cx.one(y)
 }
 
-fn pool<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
+/// Windows over the spatial dims of a pooling.
+pub(crate) fn pool_spec(n: &NodeCtx<'_>, dims: &[Dim]) -> Result<PoolSpec> {
     let rank = spatial(n, 0)?;
-    let x = cx.tensor(n, 0)?;
-    let dims = cx.b.dims(x);
     let w = windows(n, rank, None)?;
     let ceil = n.flag("ceil_mode", false)?;
     let mut spec = PoolSpec::new(&w.kernel);
@@ -470,6 +469,12 @@ fn pool<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
         }
         spec.pads[i] = (low, high);
     }
+    Ok(spec)
+}
+
+fn pool<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
+    let x = cx.tensor(n, 0)?;
+    let spec = pool_spec(n, &cx.b.dims(x))?;
     match n.op() {
         "MaxPool" if n.wants(1) => {
             let (y, i) = cx.b.max_pool_indices(x, &spec, n.int("storage_order", 0)? == 1)?;

@@ -2,15 +2,21 @@
 
 use tongtu_graph::ValueId;
 use tongtu_graph::composite::{Activation, Direction, RecurrentInputs, RecurrentSpec};
+use tongtu_tensor::DType;
 use tongtu_tensor::dim::Dim;
 
 use crate::ctx::{Ctx, NodeCtx};
 use crate::error::Result;
-use crate::ops::{Entry, op};
+use crate::ops::{Entry, op, op_in};
 use crate::val::Val;
 
 /// The family's operators.
-pub const OPS: &[Entry] = &[op("RNN", layer), op("GRU", layer), op("LSTM", layer)];
+pub const OPS: &[Entry] = &[
+    op("RNN", plain),
+    op("GRU", plain),
+    op("LSTM", plain),
+    op_in("com.microsoft", "DynamicQuantizeLSTM", quantized_lstm),
+];
 
 /// The activations of all directions, with their parameters taken from the lists in turn.
 fn activations(n: &NodeCtx<'_>, defaults: &[&str], directions: usize) -> Result<Vec<Activation>> {
@@ -59,8 +65,41 @@ fn part(cx: &mut Ctx<'_, '_>, v: Option<ValueId>, axis: usize, k: usize) -> Resu
     Ok(Some(cx.b.reshape(y, &dims)?))
 }
 
-fn layer<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
-    let defaults: &[&str] = match n.op() {
+fn plain<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
+    let (w, r) = (cx.tensor(n, 1)?, cx.tensor(n, 2)?);
+    layer(cx, n, n.op(), w, r)
+}
+
+/// An LSTM with weights of 8 bits, transposed. The weights are taken as the numbers that they stand for; inputs and states are not
+/// rounded to 8 bits as they would be by integer products, so results are closer to those of the layer before it was quantised.
+fn quantized_lstm<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
+    let mut weights = Vec::new();
+    for (i, scale) in [(1, 8), (2, 10)] {
+        let w = cx.tensor(n, i)?;
+        let dims = cx.b.dims(w);
+        if dims.len() != 3 {
+            return Err(n.bad(format!("operand {i} has rank {}, not 3", dims.len())));
+        }
+        let mut laid = Vec::new();
+        for (at, d) in [(scale + 1, DType::I32), (scale, DType::F32)] {
+            let v = cx.tensor(n, at)?;
+            let v = cx.b.convert(v, d)?;
+            // One for each direction, or for each of its columns too.
+            let columns = cx.b.dims(v).get(1).cloned().unwrap_or(Dim::from(1));
+            laid.push(cx.b.reshape(v, &[dims[0].clone(), Dim::from(1), columns])?);
+        }
+        let w = cx.b.convert(w, DType::I32)?;
+        let w = cx.b.sub(w, laid[0])?;
+        let w = cx.b.convert(w, DType::F32)?;
+        let w = cx.b.mul(w, laid[1])?;
+        weights.push(cx.b.permute(w, &[0, 2, 1])?);
+    }
+    layer(cx, n, "LSTM", weights[0], weights[1])
+}
+
+/// All directions of a layer with its weights.
+fn layer<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>, kind: &str, w: ValueId, r: ValueId) -> Result<Vec<Val>> {
+    let defaults: &[&str] = match kind {
         "RNN" => &["Tanh"],
         "GRU" => &["Sigmoid", "Tanh"],
         _ => &["Sigmoid", "Tanh", "Tanh"],
@@ -82,9 +121,8 @@ fn layer<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
     if batch_first {
         x = cx.b.permute(x, &[1, 0, 2])?;
     }
-    let (w, r) = (cx.tensor(n, 1)?, cx.tensor(n, 2)?);
     let (bias, lengths, hidden) = (cx.opt(n, 3)?, cx.opt(n, 4)?, cx.opt(n, 5)?);
-    let lstm = n.op() == "LSTM";
+    let lstm = kind == "LSTM";
     let (cell, peephole) = if lstm { (cx.opt(n, 6)?, cx.opt(n, 7)?) } else { (None, None) };
     let state_axis = usize::from(batch_first);
     let mut parts: Vec<Vec<ValueId>> = Vec::new();
@@ -101,7 +139,7 @@ fn layer<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
             lengths,
             hidden: part(cx, hidden, state_axis, k)?,
         };
-        parts.push(match n.op() {
+        parts.push(match kind {
             "LSTM" => {
                 let (cell, peephole) = (part(cx, cell, state_axis, k)?, part(cx, peephole, 0, k)?);
                 cx.b.lstm(inputs, cell, peephole, &spec)?.to_vec()
