@@ -284,6 +284,14 @@ fn binary(op: Binary, a: &Tensor, b: &Tensor, shape: &[usize]) -> Option<Tensor>
             }
         };
     }
+    macro_rules! integers {
+        ($ty:ident) => {
+            quick!($ty: Add => $ty::wrapping_add, Sub => $ty::wrapping_sub, Mul => $ty::wrapping_mul,
+                And => |x, y| x & y, Or => |x, y| x | y, Xor => |x, y| x ^ y,
+                Shr => |x, y| if (0..$ty::BITS as i64).contains(&(y as i64)) { x >> y } else { x >> ($ty::BITS - 1) >> 1 },
+                Shl => |x, y| if (0..$ty::BITS as i64).contains(&(y as i64)) { x << y } else { 0 })
+        };
+    }
     match a.dtype() {
         DType::F32 => {
             quick!(f32: Add => |x, y| x + y, Sub => |x, y| x - y, Mul => |x, y| x * y, Div => |x, y| x / y)
@@ -291,12 +299,10 @@ fn binary(op: Binary, a: &Tensor, b: &Tensor, shape: &[usize]) -> Option<Tensor>
         DType::F64 => {
             quick!(f64: Add => |x, y| x + y, Sub => |x, y| x - y, Mul => |x, y| x * y, Div => |x, y| x / y)
         }
-        DType::I32 => {
-            quick!(i32: Add => i32::wrapping_add, Sub => i32::wrapping_sub, Mul => i32::wrapping_mul)
-        }
-        DType::I64 => {
-            quick!(i64: Add => i64::wrapping_add, Sub => i64::wrapping_sub, Mul => i64::wrapping_mul)
-        }
+        DType::I8 => integers!(i8),
+        DType::U8 => integers!(u8),
+        DType::I32 => integers!(i32),
+        DType::I64 => integers!(i64),
         _ => {}
     }
     let dtype = a.dtype();

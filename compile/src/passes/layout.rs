@@ -321,7 +321,11 @@ type Groups = [(std::ops::Range<usize>, std::ops::Range<usize>)];
 fn apart(rw: &mut Rewriter<'_>, dims: &[Dim], z: ValueId, perm: &[usize], groups: &Groups) -> Rewritten {
     let mut order: Vec<usize> = (0..groups.len()).collect();
     order.sort_by_key(|&g| groups[g].0.clone().map(|i| perm[i]).max().unwrap_or(usize::MAX));
-    if order.is_sorted() {
+    // Groups that are split as well would only be moved twice.
+    let joined = |(from, to): &(std::ops::Range<usize>, std::ops::Range<usize>)| {
+        to.len() == 1 || perm[from.clone()].windows(2).all(|w| w[1] == w[0] + 1)
+    };
+    if order.is_sorted() || !groups.iter().all(joined) {
         return Ok(None);
     }
     let first: Vec<usize> = order.iter().flat_map(|&g| groups[g].0.clone()).map(|i| perm[i]).collect();

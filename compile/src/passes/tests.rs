@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use tongtu_graph::op::ConvRole;
 use tongtu_graph::{Builder, Combiner, ConvSpec, Graph, Module, Op, Type, ValueId, WindowSpec, eval, verify};
 use tongtu_tensor::dim::{Dim, Symbols};
-use tongtu_tensor::scalar::{Binary, Compare, Unary};
+use tongtu_tensor::scalar::{Binary, Compare, Unary, eval_binary};
 use tongtu_tensor::{DType, Num, Tensor};
 
 use super::{Options, prepare, stats};
@@ -392,6 +392,32 @@ fn composites_stay_where_they_are_kept() {
     let expected = ["block/Softmax_1 (Softmax)", "block/Relu_2 (Relu)"];
     assert!(whole.nodes.iter().all(|n| expected.contains(&origin(n).as_str())));
     assert!(whole.nodes.iter().all(|n| !matches!(n.op, Op::Composite { .. })));
+}
+
+#[test]
+fn quick_folding_agrees_with_scalar_evaluation() {
+    for dtype in [DType::I8, DType::U8, DType::I32, DType::I64, DType::F32, DType::F64] {
+        let edge = |i: usize| {
+            let values = [0i128, 1, -1, 3, 7, 8, 9, 31, 32, 63, 64, 100, -100, 127, -128, 255];
+            Num::Int(values[i])
+        };
+        let x = Tensor::from_fn(dtype, &[16, 16], |i| edge(i / 16)).unwrap();
+        let y = Tensor::from_fn(dtype, &[16, 16], |i| edge(i % 16)).unwrap();
+        for &op in Binary::ALL.iter().filter(|op| op.accepts(dtype)) {
+            let m = module(&[], |b, _| {
+                let (x, y) = (b.constant(x.clone()).unwrap(), b.constant(y.clone()).unwrap());
+                vec![b.one(Op::Binary(op), &[x, y]).unwrap()]
+            });
+            let p = prepare(m, &Options::default()).unwrap();
+            assert!(ops(&p).iter().all(|o| *o == "broadcast"), "{p}");
+            let folded = eval::run_tensors(&p, &[]).unwrap();
+            for i in 0..x.len() {
+                let want = eval_binary(op, dtype, x.get_linear(i), y.get_linear(i));
+                let have = folded[0].get_linear(i);
+                assert!(want == have || want.is_nan() && have.is_nan(), "{dtype} {op}: {want} became {have}");
+            }
+        }
+    }
 }
 
 #[test]
