@@ -234,6 +234,9 @@ fn external(p: &TensorProto, source: &Source, need: usize) -> Result<(Arc<dyn St
     let have = file.bytes().len();
     let offset = number("offset")?.unwrap_or(0);
     let len = number("length")?.unwrap_or(need);
+    if len != need {
+        return Err(bad(format!("length {len} where the dims take {need} bytes")));
+    }
     if offset.checked_add(len).is_none_or(|end| end > have) {
         return Err(bad(format!("'{location}' has {have} bytes; {len} from {offset} on are wanted")));
     }

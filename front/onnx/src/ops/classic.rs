@@ -303,9 +303,14 @@ fn label_encoder<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> 
             if v.len() < count {
                 return Err(n.bad(format!("{count} keys, {} values", v.len())));
             }
-            let all = Tensor::from_fn(v.dtype(), &[count + 1], |i| {
-                if i < count { v.get_linear(i) } else { default.clone() }
-            })?;
+            let all =
+                Tensor::from_fn(
+                    v.dtype(),
+                    &[count + 1],
+                    |i| {
+                        if i < count { v.get_linear(i) } else { default }
+                    },
+                )?;
             let all = cx.b.constant(all)?;
             let y = cx.b.take(all, at, 0)?;
             cx.one(y)

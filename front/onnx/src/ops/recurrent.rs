@@ -117,6 +117,11 @@ fn layer<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>, kind: &str, w: ValueId, r: V
             return Err(n.bad(format!("operand {i} has rank {}, not {rank}", n.rank(i)?)));
         }
     }
+    if let Some(size) = n.opt_int("hidden_size")?
+        && n.dims(2)?[2].as_const().is_some_and(|have| have != size)
+    {
+        return Err(n.bad(format!("hidden_size {size}, but the weights are for {:?}", n.dims(2)?[2])));
+    }
     let mut x = cx.tensor(n, 0)?;
     if batch_first {
         x = cx.b.permute(x, &[1, 0, 2])?;
