@@ -35,7 +35,7 @@ pub struct Entry {
 
 /// Compiled kernels: a position-independent blob, what is in it, and what it needs of the machine.
 ///
-/// The source file of this type states the kernel ABI.
+/// [This type's module](crate::artifact) states the kernel ABI.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Artifact {
     /// The architecture of the code, such as `x86_64`.

@@ -43,8 +43,14 @@ pub struct Times {
     pub text: usize,
 }
 
-/// One compiled kernel: its code, its entry (offset 0) and what it cost.
-type Compiled = (blob::Blob, Entry, Times);
+/// One compiled kernel.
+struct Compiled {
+    blob: blob::Blob,
+    entry: Entry,
+    times: Times,
+    /// It uses the matrix unit, which the operating system may withhold.
+    matrix: bool,
+}
 
 fn one(kernel: &Kernel, chip: &Chip, target: &llvm::Target) -> Result<Compiled, CompileError> {
     let internal = |detail: String| CompileError::Internal { kernel: kernel.name.clone(), detail };
@@ -67,10 +73,10 @@ fn one(kernel: &Kernel, chip: &Chip, target: &llvm::Target) -> Result<Compiled, 
     let start = std::time::Instant::now();
     let blob = blob::link(&object).map_err(|e| internal(e.to_string()))?;
     times.link = start.elapsed();
-    let mut entry = lowered.entry;
+    let mut entry = lowered.entry.clone();
     let found = blob.entries.iter().find(|(name, _)| name == lower::SYMBOL);
     entry.offset = found.ok_or_else(|| internal("the object has no kernel".to_string()))?.1;
-    Ok((blob, entry, times))
+    Ok(Compiled { blob, entry, times, matrix: lowered.ir.contains("x86_amx") })
 }
 
 impl CpuCompiler {
@@ -114,8 +120,9 @@ impl CpuCompiler {
             blob: Vec::new(),
         };
         let mut times = Vec::new();
+        let mut matrix = false;
         for result in done.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            let (blob, mut entry, cost) =
+            let Compiled { blob, mut entry, times: cost, matrix: uses } =
                 result.unwrap_or_else(|| Err(internal("the compiling thread ended early".to_string())))?;
             let base = artifact.blob.len().next_multiple_of(blob.align);
             artifact.blob.resize(base, 0);
@@ -123,6 +130,10 @@ impl CpuCompiler {
             entry.offset += u32::try_from(base).map_err(|e| internal(e.to_string()))?;
             artifact.entries.push(entry);
             times.push(cost);
+            matrix |= uses;
+        }
+        if !matrix {
+            artifact.features.retain(|f| !f.starts_with("amx-"));
         }
         Ok((artifact, times))
     }

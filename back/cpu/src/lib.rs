@@ -4,7 +4,7 @@
 //! turn that into machine code; the code becomes a position-independent [`Artifact`] that needs no linker.
 //! The run half loads artifacts and launches their kernels on a thread pool; it does not need LLVM.
 
-mod artifact;
+pub mod artifact;
 #[cfg(any(feature = "llvm", feature = "llvm-static"))]
 pub mod blob;
 #[cfg(any(feature = "llvm", feature = "llvm-static"))]
