@@ -277,6 +277,12 @@ fn declared_types(graph: &GraphProto) -> HashMap<&str, &TypeProto> {
     types
 }
 
+fn too_many_nodes() -> OnnxError {
+    OnnxError::Limit {
+        what: format!("the model has more than {MAX_NODES} nodes, functions put in place of their calls"),
+    }
+}
+
 /// The graphs in a node's attributes.
 pub(crate) fn subgraphs(n: &NodeProto) -> impl Iterator<Item = &GraphProto> {
     n.attribute.iter().flat_map(|a| a.g.as_deref().into_iter().chain(&a.graphs))
@@ -415,7 +421,45 @@ impl<'m> Shared<'m> {
                 }
             }
         }
-        if issues.is_empty() { Ok(()) } else { Err(OnnxError::Unsupported(issues)) }
+        if !issues.is_empty() {
+            return Err(OnnxError::Unsupported(issues));
+        }
+        if self.expanded(&graph.node, 0, &mut HashMap::new()) > MAX_NODES {
+            return Err(too_many_nodes());
+        }
+        Ok(())
+    }
+    /// Number of nodes with functions put in place of their calls. Functions nested too deep count as too many; those that call
+    /// themselves are found when they are lowered.
+    fn expanded(
+        &self,
+        nodes: &'m [NodeProto],
+        depth: usize,
+        known: &mut HashMap<*const FunctionProto, usize>,
+    ) -> usize {
+        if depth > 2 * MAX_CALLS {
+            return usize::MAX;
+        }
+        let mut count = nodes.len();
+        for n in nodes {
+            if let Some(f) = self.function(n) {
+                let key = std::ptr::from_ref(f);
+                let inner = match known.get(&key) {
+                    Some(&c) => c,
+                    None => {
+                        known.insert(key, 0);
+                        let c = self.expanded(&f.node, depth + 1, known);
+                        known.insert(key, c);
+                        c
+                    }
+                };
+                count = count.saturating_add(inner);
+            }
+            for g in subgraphs(n) {
+                count = count.saturating_add(self.expanded(&g.node, depth + 1, known));
+            }
+        }
+        count
     }
     fn function(&self, n: &'m NodeProto) -> Option<&'m FunctionProto> {
         self.functions.get(&(domain_name(&n.domain), n.op_type.as_str(), n.overload.as_str())).copied()
@@ -571,9 +615,7 @@ impl<'c, 'm> Ctx<'c, 'm> {
         let count = self.shared.nodes.get() + 1;
         self.shared.nodes.set(count);
         if count > MAX_NODES {
-            return Err(OnnxError::Limit {
-                what: format!("the model has more than {MAX_NODES} nodes, functions expanded"),
-            });
+            return Err(too_many_nodes());
         }
         let label = label(&self.path, node, i);
         let mut inputs = Vec::new();
