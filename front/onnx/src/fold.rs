@@ -512,7 +512,7 @@ fn symbolic(cx: &Ctx<'_, '_>, n: &NodeCtx<'_>, assumed: &mut Vec<Dim>) -> Option
             let len = if step_by > 0 {
                 span.max(0).div_ceil_by(step_by)?
             } else {
-                (-span).max(0).div_ceil_by(-step_by)?
+                span.checked_neg()?.max(0).div_ceil_by(step_by.checked_neg()?)?
             };
             let len = usize::try_from(len).ok().filter(|&l| l <= 1024)?;
             let first = start.elements.first()?;

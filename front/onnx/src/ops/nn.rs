@@ -43,7 +43,11 @@ pub const OPS: &[Entry] = &[
     op("LRN", |cx, n| {
         let x = cx.tensor(n, 0)?;
         let (alpha, beta, bias) = (n.float("alpha", 1e-4)?, n.float("beta", 0.75)?, n.float("bias", 1.0)?);
-        let y = cx.b.local_response_norm(x, n.int("size", 0)?, alpha, beta, bias)?;
+        let size = n.int("size", 0)?;
+        if !(1..=MAX_SIZE).contains(&size) {
+            return Err(n.bad(format!("size {size}")));
+        }
+        let y = cx.b.local_response_norm(x, size, alpha, beta, bias)?;
         cx.one(y)
     }),
     op("LpNormalization", |cx, n| {

@@ -117,10 +117,11 @@ fn layer<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>, kind: &str, w: ValueId, r: V
             return Err(n.bad(format!("operand {i} has rank {}, not {rank}", n.rank(i)?)));
         }
     }
+    let have = cx.b.dims(r)[2].clone();
     if let Some(size) = n.opt_int("hidden_size")?
-        && n.dims(2)?[2].as_const().is_some_and(|have| have != size)
+        && have.as_const().is_some_and(|have| have != size)
     {
-        return Err(n.bad(format!("hidden_size {size}, but the weights are for {:?}", n.dims(2)?[2])));
+        return Err(n.bad(format!("hidden_size {size}, but the weights are for {have:?}")));
     }
     let mut x = cx.tensor(n, 0)?;
     if batch_first {

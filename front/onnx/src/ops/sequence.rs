@@ -161,6 +161,7 @@ fn split<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
                 if by < 1 {
                     return Err(n.bad(format!("parts of {by}")));
                 }
+                let by = by.min(len.max(1));
                 Some((0..(len + by - 1) / by).map(|k| by.min(len - k * by)).collect())
             }
             (true, p) => p,

@@ -366,7 +366,8 @@ fn tile<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
     let repeats = if n.opset < 6 {
         let (times, axis) = (cx.contents(n, 1)?, n.const_ints(2).unwrap_or_default());
         let axis = n.axis(axis.first().copied().unwrap_or(0), dims.len())?;
-        (0..dims.len()).map(|i| if i == axis { times[0].clone() } else { Dim::from(1) }).collect()
+        let times = times.first().cloned().ok_or_else(|| n.bad("the number of repeats is missing"))?;
+        (0..dims.len()).map(|i| if i == axis { times.clone() } else { Dim::from(1) }).collect()
     } else {
         cx.contents(n, 1)?
     };
@@ -475,19 +476,26 @@ fn depth_to_space<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>>
         other => return Err(n.bad(format!("mode '{other}'"))),
     };
     let x = cx.tensor(n, 0)?;
-    let y = cx.b.depth_to_space(x, n.int("blocksize", 0)?, order)?;
+    let y = cx.b.depth_to_space(x, block_size(n)?, order)?;
     cx.one(y)
+}
+
+fn block_size(n: &NodeCtx<'_>) -> Result<i64> {
+    match n.int("blocksize", 0)? {
+        b if (1..1 << 20).contains(&b) => Ok(b),
+        b => Err(n.bad(format!("blocksize {b}"))),
+    }
 }
 
 fn space_to_depth<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
     let x = cx.tensor(n, 0)?;
-    let block = n.int("blocksize", 0)?;
+    let block = block_size(n)?;
     let y = match n.str("mode", "DCR")? {
         "DCR" => cx.b.space_to_depth(x, block)?,
         "CRD" => {
             let d = cx.b.dims(x);
-            if d.len() != 4 || !(1..1 << 20).contains(&block) {
-                return Err(n.bad("four dims and a positive block are wanted"));
+            if d.len() != 4 {
+                return Err(n.bad("four dims are wanted"));
             }
             let k = Dim::from(block);
             let (h, w) = (d[2].floordiv(&k), d[3].floordiv(&k));
