@@ -215,7 +215,7 @@ def quantised(c):
     line, image = c.bytes(3, 40), c.bytes(1, 3, 5, 5)
     c.add("qlinear_leaky_relu", "QLinearLeakyRelu", [line, scalar(0.1), zero(120), scalar(0.2), zero(30)], alpha=0.3)
     c.add("qlinear_sigmoid", "QLinearSigmoid", [line, scalar(0.03), zero(120), scalar(1 / 256), zero(0)])
-    scales = [scalar(0.1), zero(120), scalar(0.07), zero(30)]
+    scales = [scalar(0.1), zero(120), scalar(0.0713), zero(30)]
     c.add("qlinear_global_average_pool", "QLinearGlobalAveragePool", [image, *scales], channels_last=0)
     c.add("qlinear_average_pool", "QLinearAveragePool", [image, *scales], kernel_shape=[2, 2], pads=[1, 1, 0, 0])
     # Inputs and states are rounded to 8 bits there and not here.

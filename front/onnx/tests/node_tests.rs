@@ -259,6 +259,22 @@ fn committed_models() {
     assert!(failed.is_empty(), "of {count}: {failed:#?}");
 }
 
+/// Operators of `com.microsoft` against ONNX Runtime: all tests pass, as far as they are there.
+#[test]
+fn microsoft_tests() {
+    let Some(root) = cache().map(|c| c.join("onnx-microsoft")).filter(|r| r.join("index.txt").is_file())
+    else {
+        println!("the tests are not there; conformance/onnx/microsoft.py writes them");
+        return;
+    };
+    let index = std::fs::read_to_string(root.join("index.txt")).unwrap();
+    let failed: Vec<String> = index
+        .lines()
+        .filter_map(|name| run(&root.join(name)).err().map(|e| format!("{name}: {e}")))
+        .collect();
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
 /// Real models, where they are: they load, and what they lower to is well formed. With `TONGTU_RUN=1` those whose names
 /// contain `TONGTU_TEST` are run too.
 #[test]
