@@ -158,7 +158,9 @@ fn sink_reshaped(rw: &mut Rewriter<'_>, op: &Op, xs: &[ValueId]) -> Rewritten {
     // A reshape by more than dims of 1 has to stay where others need it too.
     let plain = |rw: &Rewriter<'_>, v: ValueId| match rw.def(v) {
         Some((Op::Reshape { dims }, x)) => {
-            let alone = same_but_ones(dims, rw.graph.dims(x)) || rw.single_use(v) || rw.pointwise_uses(v);
+            let alone = same_but_ones(dims, rw.graph.dims(x))
+                || rw.single_use(v)
+                || rw.apart() && rw.pointwise_uses(v);
             Some(x).filter(|_| alone && rw.constant(x).is_none())
         }
         _ => None,
@@ -193,7 +195,7 @@ fn sink_reshaped(rw: &mut Rewriter<'_>, op: &Op, xs: &[ValueId]) -> Rewritten {
 
 /// For a reshape of a permutation that splits and joins dims: the dims between, and the result dim of each.
 fn joins(rw: &Rewriter<'_>, x: ValueId, to: &[Dim]) -> Option<(Vec<Dim>, Vec<usize>)> {
-    permute_of(rw, x)?;
+    permute_of(rw, x).filter(|_| rw.apart())?;
     between(rw.graph.dims(x), to).filter(|(split, _)| split != to)
 }
 
@@ -325,7 +327,7 @@ fn apart(rw: &mut Rewriter<'_>, dims: &[Dim], z: ValueId, perm: &[usize], groups
     let joined = |(from, to): &(std::ops::Range<usize>, std::ops::Range<usize>)| {
         to.len() == 1 || perm[from.clone()].windows(2).all(|w| w[1] == w[0] + 1)
     };
-    if order.is_sorted() || !groups.iter().all(joined) {
+    if order.is_sorted() || !rw.apart() || !groups.iter().all(joined) {
         return Ok(None);
     }
     let first: Vec<usize> = order.iter().flat_map(|&g| groups[g].0.clone()).map(|i| perm[i]).collect();

@@ -3,7 +3,8 @@
 //! [`prepare`] runs a fixed sequence: composites are [inlined](inline), then the graph is rebuilt in sweeps in which every
 //! operation, as it is added, is folded if its operands are constants, rewritten by the first rule that applies, or
 //! shared with an equal operation; sweeps repeat until no rule applies. A first round of sweeps simplifies, a second
-//! also chooses channels-last layouts and sinks permutations. What no result needs is dropped.
+//! also chooses channels-last layouts and moves permutations towards results, less or more far, whichever leaves less to move.
+//! What no result needs is dropped.
 //!
 //! The order and names of inputs, outputs and state stay. Results are bit for bit those of the original graph, except where
 //! constants are merged into one another or into a kernel ([`Contract::Reassociable`](tongtu_graph::op::Contract)
@@ -28,9 +29,9 @@ pub use dce::dce;
 pub use inline::inline;
 pub use stats::{Stats, stats};
 
-use tongtu_graph::{GraphError, Module};
+use tongtu_graph::{GraphError, Module, Node, Op};
 
-use rewrite::{Rule, sweep};
+use rewrite::{Rule, Rules, sweep};
 
 /// What the passes may do.
 #[derive(Clone, Debug)]
@@ -83,11 +84,30 @@ const FINISH: &[Rule] = &[
 /// # Errors
 /// Those of inference, for a graph that does not pass verification.
 pub fn prepare(module: Module, options: &Options) -> Result<Module, GraphError> {
-    let mut module = Module { graph: dce(&inline(&module.graph, &options.keep)), symbols: module.symbols };
-    let rounds: &[&[Rule]] =
-        if options.channels_last { &[&[], SIMPLIFY, LAYOUT, FINISH] } else { &[&[], SIMPLIFY] };
-    for rules in rounds {
+    let module = Module { graph: dce(&inline(&module.graph, &options.keep)), symbols: module.symbols };
+    let module = rounds(module, options, &[&[], SIMPLIFY], false)?;
+    if !options.channels_last {
+        return Ok(module);
+    }
+    // Taking permutations further helps where they meet their inverse, and costs where they do not.
+    let near = rounds(module.clone(), options, &[LAYOUT, FINISH], false)?;
+    if moved(&near) <= 1.0 {
+        return Ok(near);
+    }
+    let far = rounds(module, options, &[LAYOUT, FINISH], true)?;
+    Ok(if moved(&far) < moved(&near) { far } else { near })
+}
+
+/// Rebuilds the graph by each list of rules until none applies.
+fn rounds(
+    mut module: Module,
+    options: &Options,
+    lists: &[&'static [Rule]],
+    apart: bool,
+) -> Result<Module, GraphError> {
+    for list in lists {
         for _ in 0..MAX_SWEEPS {
+            let rules = Rules { list, apart };
             let (next, fired) = sweep(&module.graph, &mut module.symbols, options, rules)?;
             module.graph = dce(&next);
             debug_assert_eq!(tongtu_graph::verify(&module), Ok(()), "a pass broke the graph");
@@ -97,6 +117,15 @@ pub fn prepare(module: Module, options: &Options) -> Result<Module, GraphError> 
         }
     }
     Ok(module)
+}
+
+/// Elements that permutations move, in all, taking unknown dims to be of middling size.
+fn moved(module: &Module) -> f64 {
+    let elements = |n: &Node| -> f64 {
+        let dims = n.outputs.iter().flat_map(|&v| module.graph.dims(v));
+        dims.map(|d| d.eval(&|_| Some(16)).unwrap_or(16).max(1) as f64).product()
+    };
+    module.graph.nodes.iter().filter(|n| matches!(n.op, Op::Permute { .. })).map(elements).sum()
 }
 
 #[cfg(test)]

@@ -16,6 +16,15 @@ pub(super) type Rewritten = Result<Option<Vec<ValueId>>, GraphError>;
 /// Looks at an operation about to be added, whose operands are values of the new graph.
 pub(super) type Rule = fn(&mut Rewriter<'_>, &Op, &[ValueId]) -> Rewritten;
 
+/// The rules of a round.
+#[derive(Clone, Copy)]
+pub(super) struct Rules {
+    /// Tried in this order.
+    pub list: &'static [Rule],
+    /// Whether permutations go past reshapes that join dims, by leaving them apart in between.
+    pub apart: bool,
+}
+
 /// One value, or an error.
 pub(super) type One = Result<ValueId, GraphError>;
 
@@ -36,7 +45,7 @@ pub(super) struct Rewriter<'a> {
     pub bound: BTreeMap<Sym, Dim>,
     /// Symbols that have a meaning before the next node.
     pub known: BTreeSet<Sym>,
-    rules: &'static [Rule],
+    rules: Rules,
     loc: Loc,
     /// For each value the node that defines it.
     defs: Vec<Option<usize>>,
@@ -65,7 +74,7 @@ pub(super) fn sweep(
     graph: &Graph,
     symbols: &mut Symbols,
     options: &Options,
-    rules: &'static [Rule],
+    rules: Rules,
 ) -> Result<(Graph, usize), GraphError> {
     sweep_within(graph, symbols, options, rules, None)
 }
@@ -74,7 +83,7 @@ fn sweep_within(
     graph: &Graph,
     symbols: &mut Symbols,
     options: &Options,
-    rules: &'static [Rule],
+    rules: Rules,
     outer: Option<(&BTreeMap<Sym, Dim>, &BTreeSet<Sym>)>,
 ) -> Result<(Graph, usize), GraphError> {
     let mut rw = Rewriter {
@@ -254,6 +263,10 @@ impl Rewriter<'_> {
     pub fn movable_uses(&self, v: ValueId) -> bool {
         !self.fixed[v.index()]
     }
+    /// See [`Rules::apart`].
+    pub fn apart(&self) -> bool {
+        self.rules.apart
+    }
     /// Whether all uses of a value, as far as they are known, may take it before a reshape.
     pub fn pointwise_uses(&self, v: ValueId) -> bool {
         !self.shaped[v.index()]
@@ -292,7 +305,7 @@ impl Rewriter<'_> {
         if self.depth < MAX_DEPTH {
             let rules = self.rules;
             self.depth += 1;
-            for rule in rules {
+            for rule in rules.list {
                 if let Some(new) = rule(self, &op, inputs)? {
                     self.fired += 1;
                     self.depth -= 1;
