@@ -537,7 +537,101 @@ def functions():
     return model_of(text, w), [{"x": normal(160, 1, 12)}, {"x": normal(161, 7, 12)}]
 
 
+def of_nodes(name, nodes, inputs, outputs, constants, opset=17):
+    """A model of single nodes, with integer constants, of which only the kinds of inputs and outputs are declared."""
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(nodes, name, [value(n, onnx.TensorProto.FLOAT, s) for n, s in inputs],
+                              [value(n, t, None) for n, t in outputs],
+                              [numpy_helper.from_array(np.array(v), n) for n, v in constants.items()])
+    for number, node in enumerate(graph.node):
+        node.name = f"{node.op_type}_{number}"
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8,
+                             producer_name="tongtu")
+
+
+FLOAT, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+
+
+def slices():
+    """Slices of a dim that varies: from both ends, past both ends, backwards, with steps."""
+    far = 2**62
+    bounds = [(1, far, 1), (-2, far, 1), (0, 5, 1), (2, -1, 1), (-100, 3, 1), (3, 100, 1), (-3, -1, 1), (-1, -far, -1),
+              (-1, -far, -2), (0, far, 2)]
+    constants = {"axis": np.array([1])}
+    nodes, outputs = [], []
+    for i, bound in enumerate(bounds):
+        for part, number in zip(("start", "end", "step"), bound):
+            constants[f"{part}{i}"] = np.array([number])
+        nodes.append(helper.make_node("Slice", ["x", f"start{i}", f"end{i}", "axis", f"step{i}"], [f"y{i}"]))
+        outputs.append((f"y{i}", FLOAT))
+    return (of_nodes("slices", nodes, [("x", ["b", "n"])], outputs, constants),
+            [{"x": normal(200 + n, 2, n)} for n in (1, 2, 3, 6, 9)])
+
+
+def windows():
+    """Pooling and convolutions of a picture whose size varies: padding to keep the size, partial windows at the end."""
+    constants = {"w": normal(210, 4, 3, 3, 3), "wt": normal(211, 3, 2, 3, 3)}
+    kinds = [
+        ("MaxPool", ["x"], {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1}),
+        ("MaxPool", ["x"], {"kernel_shape": [2, 2], "strides": [2, 2], "auto_pad": "SAME_UPPER"}),
+        ("MaxPool", ["x"], {"kernel_shape": [3, 3], "strides": [3, 2], "pads": [1, 0, 1, 0], "dilations": [1, 2]}),
+        ("AveragePool", ["x"], {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1], "ceil_mode": 1}),
+        ("AveragePool", ["x"], {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_LOWER"}),
+        ("Conv", ["x", "w"], {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
+        ("Conv", ["x", "w"], {"pads": [1, 1, 1, 1], "strides": [2, 1], "dilations": [1, 2]}),
+        ("ConvTranspose", ["x", "wt"], {"strides": [2, 2], "pads": [1, 1, 1, 1], "output_padding": [1, 1]}),
+        ("ConvTranspose", ["x", "wt"], {"strides": [2, 2], "auto_pad": "SAME_UPPER"}),
+    ]
+    nodes = [helper.make_node(op, inputs, [f"y{i}"], **attributes) for i, (op, inputs, attributes) in enumerate(kinds)]
+    outputs = [(f"y{i}", FLOAT) for i in range(len(kinds))]
+    return (of_nodes("windows", nodes, [("x", ["b", 3, "h", "w_"])], outputs, constants),
+            [{"x": normal(220 + h, 1, 3, h, w)} for h, w in ((7, 7), (8, 9), (5, 12))])
+
+
+def pads():
+    """Every mode of padding of a dim that varies."""
+    modes = ("constant", "edge", "reflect", "wrap")
+    nodes = [helper.make_node("Pad", ["x", "amounts"], [mode], mode=mode) for mode in modes]
+    return (of_nodes("pads", nodes, [("x", ["b", "n"])], [(mode, FLOAT) for mode in modes],
+                     {"amounts": np.array([0, 2, 1, 3])}, opset=19),
+            [{"x": normal(230 + n, b, n)} for b, n in ((2, 4), (3, 7))])
+
+
+def shapes():
+    """Sizes computed from shapes, as exporters write it: masks, reshapes, ranges, tiles, a k that depends on a size."""
+    node = helper.make_node
+    nodes = [
+        node("Shape", ["x"], ["s"]), node("Gather", ["s", "i1"], ["n"]), node("Gather", ["s", "i0"], ["b"]),
+        node("Unsqueeze", ["n", "a0"], ["n1"]), node("Unsqueeze", ["b", "a0"], ["b1"]),
+        node("Range", ["i0", "n", "i1"], ["r"]), node("Unsqueeze", ["r", "a0"], ["rq"]),
+        node("Unsqueeze", ["r", "a1"], ["rk"]), node("LessOrEqual", ["rq", "rk"], ["causal"]),
+        node("Concat", ["b1", "n1", "n1"], ["bnn"], axis=0), node("Expand", ["causal", "bnn"], ["mask"]),
+        node("Cast", ["mask"], ["maskf"], to=FLOAT), node("MatMul", ["maskf", "x"], ["y"]),
+        node("Split", ["x"], ["sa", "sb"], axis=2), node("Concat", ["sb", "sa"], ["turned"], axis=2),
+        node("Concat", ["b1", "m1", "two"], ["shape"], axis=0), node("Reshape", ["x", "shape"], ["pairs"]),
+        node("Mul", ["n1", "two"], ["k2"]), node("Div", ["k2", "three"], ["k3"]),
+        node("ReduceMax", ["x"], ["top"], axes=[2], keepdims=0), node("TopK", ["top", "k3"], ["best", "where"], axis=1),
+        node("ConstantOfShape", ["bnn"], ["ones"], value=helper.make_tensor("v", FLOAT, [1], [1.0])),
+        node("Trilu", ["ones"], ["triangle"], upper=0), node("Concat", ["a1", "n1", "a1"], ["times"], axis=0),
+        node("Tile", ["x", "times"], ["tiled"]), node("Gather", ["x", "last"], ["final"], axis=1),
+        node("CumSum", ["x", "i1"], ["sums"]), node("Equal", ["n1", "m1"], ["open"]),
+        node("Where", ["open", "a1", "n1"], ["known"]), node("Concat", ["b1", "known"], ["sizes"], axis=0),
+        node("NonZero", ["mask"], ["places"]), node("Sub", ["n1", "a1"], ["before"]),
+        node("Slice", ["x", "before", "n1", "a1"], ["tail"]),
+    ]
+    outputs = [(n, FLOAT) for n in ("y", "turned", "pairs", "best", "triangle", "tiled", "final", "sums", "tail")]
+    outputs += [(n, INT64) for n in ("where", "sizes", "places")]
+    constants = {"i0": np.array(0), "i1": np.array(1), "a0": np.array([0]), "a1": np.array([1]), "m1": np.array([-1]),
+                 "two": np.array([2]), "three": np.array([3]), "last": np.array(-1)}
+    return (of_nodes("shapes", nodes, [("x", ["batch", "sequence", 4])], outputs, constants),
+            [{"x": normal(240 + n, b, n, 4)} for b, n in ((2, 3), (1, 5), (3, 2))])
+
+
 MODELS = {
+    "slices": slices,
+    "windows": windows,
+    "pads": pads,
+    "shapes": shapes,
     "cnn": cnn,
     "transformer": transformer,
     "recurrent": recurrent,
