@@ -150,6 +150,9 @@ fn fused_multiply_add() {
 
 #[test]
 fn casts() {
+    // One full chunk: there are many kernels here, and tails are like those of other instructions.
+    const N: usize = 16;
+    const LEN: usize = N * 32;
     let mut wrong = Vec::new();
     let modes = [
         (Overflow::Format, Rounding::NearestEven),

@@ -160,14 +160,14 @@ fn taking_elements() {
 
 #[test]
 fn reductions_and_scans() {
-    for d in SOME {
+    for d in [DType::Bool, DType::U8, DType::I32, DType::I64, DType::BF16, DType::F32] {
         for &c in Combiner::ALL {
             if c == Combiner::Replace
                 || (d.is_float() && matches!(c, Combiner::And | Combiner::Or | Combiner::Xor))
             {
                 continue;
             }
-            let shape = [3usize, 4, 37];
+            let shape = [2usize, 3, 21];
             let inputs: Vec<(DType, &[usize])> =
                 if c.arity() == 2 { vec![(d, &shape), (DType::I64, &shape)] } else { vec![(d, &shape)] };
             let k = whole(&format!("reduce_{}_{d}", c.name()), &inputs, |b, x| {
@@ -191,12 +191,12 @@ fn reductions_and_scans() {
                 }
             }
             let index =
-                BufferData::from_nums(DType::I64, (0..count(&shape)).map(|i| Num::Int((i as i128 * 7) % 37)));
+                BufferData::from_nums(DType::I64, (0..count(&shape)).map(|i| Num::Int((i as i128 * 8) % 21)));
             let mut buffers = vec![values];
             if c.arity() == 2 {
                 buffers.push(index);
             }
-            for n in [12, 148, 3, 1, 444, 444, 444, 444] {
+            for n in [6, 63, 2, 1, 126, 126, 126, 126] {
                 buffers.push(zeros(d, n));
                 if c.arity() == 2 {
                     buffers.push(zeros(DType::I64, n));
