@@ -32,7 +32,11 @@ pub(super) fn rule(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewrit
                 return Ok(Some(vec![x]));
             }
             match rw.def(x) {
-                Some((Op::Cast { .. }, y)) if widens(rw.dtype(y), from) => {
+                // Saturation makes infinities finite.
+                Some((Op::Cast { mode: first, .. }, y))
+                    if widens(rw.dtype(y), from)
+                        && (first.overflow == Overflow::Format || !rw.dtype(y).is_float()) =>
+                {
                     Ok(Some(rw.emit(op.clone(), &[y])?))
                 }
                 _ => Ok(None),

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use tongtu_graph::{Op, ValueId};
 use tongtu_tensor::scalar::{Binary, eval_binary, eval_compare, eval_fma, eval_unary};
-use tongtu_tensor::{CastMode, DType, Element, Num, Tensor, bf16, f16};
+use tongtu_tensor::{CastMode, DType, Element, Num, Overflow, Tensor, bf16, f16};
 
 use super::rewrite::{Rewriter, Rewritten};
 use super::strided;
@@ -334,11 +334,19 @@ fn cast(x: &Tensor, to: DType, mode: CastMode) -> Option<Tensor> {
             }
         };
     }
-    // All of these are exact.
+    // All of these are exact; infinities stay what they are only if nothing saturates.
+    if mode.overflow == Overflow::Format {
+        let nan = |v: f32| if v.is_nan() { f32::NAN } else { v };
+        match (x.dtype(), to) {
+            (DType::F16, DType::F32) => return map::<f16, f32>(x, |v| nan(v.to_f32())),
+            (DType::BF16, DType::F32) => return map::<bf16, f32>(x, |v| nan(v.to_f32())),
+            (DType::F32, DType::F64) => {
+                return map::<f32, f64>(x, |v| if v.is_nan() { f64::NAN } else { v.into() });
+            }
+            _ => {}
+        }
+    }
     quick! {
-        F16 f16 => F32 f32: f16::to_f32;
-        BF16 bf16 => F32 f32: bf16::to_f32;
-        F32 f32 => F64 f64: f64::from;
         I8 i8 => F32 f32: f32::from;
         U8 u8 => F32 f32: f32::from;
         I16 i16 => F32 f32: f32::from;
@@ -349,7 +357,34 @@ fn cast(x: &Tensor, to: DType, mode: CastMode) -> Option<Tensor> {
         I8 i8 => I64 i64: i64::from;
         U8 u8 => I64 i64: i64::from;
     }
+    if x.dtype().bits() <= 8 {
+        return by_table(x, to, mode);
+    }
     x.cast(to, mode).ok()
+}
+
+/// Conversion of elements of at most a byte: each code's result is found once.
+fn by_table(x: &Tensor, to: DType, mode: CastMode) -> Option<Tensor> {
+    let (from, size) = (x.dtype(), to.byte_size());
+    let Some(size) = size else { return x.cast(to, mode).ok() };
+    let table: Vec<[u8; 8]> = (0..1u64 << from.bits())
+        .map(|code| to.encode_rounded(from.decode(code), mode).to_le_bytes())
+        .collect();
+    let mut out = Tensor::zeros(to, x.shape()).ok()?;
+    let bytes = x.bytes();
+    let bits = from.bits() as usize;
+    let code = |i: usize| -> Option<usize> {
+        Some(match bits {
+            8 => usize::from(*bytes.get(i)?),
+            // Elements of four or two bits do not cross bytes.
+            2 | 4 => usize::from(*bytes.get(i * bits / 8)? >> (i * bits % 8)) & ((1 << bits) - 1),
+            _ => x.code(i) as usize,
+        })
+    };
+    for (i, o) in out.bytes_mut().chunks_exact_mut(size).enumerate() {
+        o.copy_from_slice(table.get(code(i)?)?.get(..size)?);
+    }
+    Some(out)
 }
 
 fn map<A: Element, B: Element + bytemuck::AnyBitPattern>(x: &Tensor, f: impl Fn(A) -> B) -> Option<Tensor> {

@@ -421,6 +421,29 @@ fn quick_folding_agrees_with_scalar_evaluation() {
 }
 
 #[test]
+fn quick_conversions_agree_with_the_exact_one() {
+    let small = DType::ALL.iter().filter(|d| d.bits() <= 8);
+    for &from in small.chain([&DType::F16, &DType::I32]) {
+        let codes = 1u64 << from.bits().min(16);
+        let mut x = Tensor::zeros(from, &[codes as usize]).unwrap();
+        (0..codes).for_each(|c| x.set_code(c as usize, if from.is_bool() { c % 2 } else { c }));
+        for to in [DType::F32, DType::I64, DType::U8, DType::I4, DType::F8E5M2] {
+            let m = module(&[], |b, _| {
+                let x = b.constant(x.clone()).unwrap();
+                let twice = b.saturate(x, DType::F64).unwrap();
+                vec![b.saturate(x, to).unwrap(), b.convert(x, to).unwrap(), b.convert(twice, to).unwrap()]
+            });
+            let p = prepare(m.clone(), &Options::default()).unwrap();
+            let (want, have) = (eval::run_tensors(&m, &[]).unwrap(), eval::run_tensors(&p, &[]).unwrap());
+            assert!(want[0].same_bits(&have[0]), "{from} to {to}, saturating");
+            assert!(want[1].same_bits(&have[1]), "{from} to {to}");
+            assert!(want[2].same_bits(&have[2]), "{from} to f64, saturating, to {to}");
+            assert_eq!(count(&p, "cast"), 0, "{from} to {to}");
+        }
+    }
+}
+
+#[test]
 fn a_weight_used_both_ways_is_not_copied() {
     let m = module(&[&[0, 4]], |b, x| {
         let table = whole(DType::F32, &[70_000, 4], 1);
