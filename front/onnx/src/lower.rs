@@ -203,6 +203,17 @@ fn load_assuming(
             continue;
         }
         if let Some((_, t)) = options.constants.iter().find(|(n, _)| *n == i.name) {
+            let ty = i.ty.as_deref().and_then(|t| t.tensor.as_deref());
+            let rank = ty.and_then(|t| t.shape.as_ref()).map(|s| s.dim.len());
+            if ty.is_none_or(|ty| data::dtype(ty.elem_type) != Some(t.dtype()))
+                || rank.is_some_and(|r| r != t.rank())
+            {
+                let given = format!("{}{:?}", t.dtype(), t.shape());
+                return Err(OnnxError::Invalid(format!(
+                    "input '{}' can't be {given}: the model declares another type",
+                    i.name
+                )));
+            }
             cx.scope.insert(i.name.clone(), Val::constant(t.clone()));
             continue;
         }
