@@ -477,7 +477,8 @@ impl<'a> Run<'a> {
             *need = total;
         }
         let ready = p.launches.iter().map(|l| {
-            let grid = l.grid.map(|d| dims[d.index()].unwrap_or(0));
+            // What has no value is asked for again, and the error reported, when the launch is due.
+            let grid = l.grid.map(|d| dims[d.index()].unwrap_or(-1));
             Ready { grid, args: vec![LaunchArg::Scalar(0); l.args.len()] }
         });
         Ok(Binding { ready: ready.collect(), dims, offsets, need, arenas: 0 })

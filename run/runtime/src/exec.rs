@@ -41,7 +41,7 @@ impl Run<'_> {
     }
 
     /// Elements that a value's type gives it now.
-    fn count(&self, v: usize, loc: &Loc) -> Result<u64> {
+    pub(crate) fn count(&self, v: usize, loc: &Loc) -> Result<u64> {
         let value = &self.inner.program.values[v];
         let mut count = 1u64;
         let mut empty = false;
@@ -344,7 +344,13 @@ impl Run<'_> {
         }
         if grid.iter().any(|&g| g <= 0) {
             if grid.iter().any(|&g| g < 0) {
+                for &d in &l.grid {
+                    self.dim(d, &step.loc)?;
+                }
                 return self.defect(&step.loc, format!("a launch over the grid {grid:?}"));
+            }
+            if let (Mode::Verify(v), true) = (&mut *mode, l.ends.1) {
+                v.skipped(self, l.group, &step.loc)?;
             }
             return Ok(Event::DONE);
         }

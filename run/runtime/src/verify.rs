@@ -244,6 +244,23 @@ impl Verifier {
         }
     }
 
+    /// The last launch of a group had nothing to do: then its results have no elements, unless earlier launches made them.
+    pub(crate) fn skipped(&mut self, run: &mut Run<'_>, group: usize, loc: &Loc) -> Result<()> {
+        if self.open.contains_key(&group) {
+            return self.after(run, group, loc);
+        }
+        let outputs = &run.inner.program.plan.groups[group].outputs;
+        let sizes = outputs.iter().map(|v| run.count(v.index(), loc)).collect::<Result<Vec<u64>>>()?;
+        if sizes.iter().any(|&n| n > 0) {
+            self.before(run, group, loc)?;
+            if let Some(report) = self.reports.get_mut(&group) {
+                report.error = Some("[R018] nothing was launched, but its results have elements".to_string());
+            }
+            self.open.remove(&group);
+        }
+        Ok(())
+    }
+
     /// A step that is no launch has written to a value.
     pub(crate) fn touched(&mut self, root: usize) {
         self.written.remove(&root);
