@@ -181,6 +181,25 @@ fn guards_speak() {
 }
 
 #[test]
+fn a_grid_without_value_is_an_error() {
+    let mut p = P::default();
+    let (n, m) = (p.sym("n"), p.sym("m"));
+    let (x, w) = (p.input("x", &[Dim::from(n)]), p.input("w", &[Dim::from(m)]));
+    let y = p.arena(&[Dim::from(n)], 0, 1);
+    let mut launch = p.binary("add", x, x, y);
+    let StepKind::Launch { grid, .. } = &mut launch.kind else { panic!() };
+    grid[0] = Dim::from(n).floordiv(&Dim::from(m));
+    p.plan.body = block(vec![launch]);
+    p.output("y", y);
+    p.output("w", w);
+    let s = session(p.plan, &[Fake::new("cpu")]);
+    let run = |w: usize| s.run(&[floats(&[1.0, 2.0]).into(), floats(&vec![0.0; w]).into()]);
+    assert_eq!(list(&run(1).unwrap()[0]), [2.0, 4.0]);
+    let error = run(0).unwrap_err().to_string();
+    assert!(error.starts_with("[R007] model/add: size 'floordiv(n, m)'"), "{error}");
+}
+
+#[test]
 fn state_stays_on_its_device() {
     let mut p = P::default();
     let n = p.sym("n");
