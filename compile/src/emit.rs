@@ -355,6 +355,7 @@ impl<'g> Emitter<'g> {
 
     /// Loads a block of a value in memory. Dims of the block along which the value does not vary are 1.
     pub fn load(&mut self, v: ValueId, coords: &[Coord], pad: Num) -> R<Val> {
+        let graph = self.graph;
         let (buffer, view, strides, rank) = match self.leaves.get(&v) {
             Some(l) => (l.buffer, l.view, l.strides.clone(), l.rank),
             None => {
@@ -365,7 +366,7 @@ impl<'g> Emitter<'g> {
                 ));
             }
         };
-        self.load_view(buffer, view, &strides, &self.graph.dims(v)[..rank].to_vec(), coords, pad)
+        self.load_view(buffer, view, &strides, &graph.dims(v)[..rank], coords, pad)
     }
 
     /// Loads a block through a view of a buffer.

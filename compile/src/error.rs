@@ -26,7 +26,7 @@ pub enum Error {
         /// Origin in the user's model.
         loc: Loc,
         /// The back end's words.
-        error: CompileError,
+        error: Box<CompileError>,
     },
     /// An operation that no schedule covers.
     #[error("[C003] {op} at {loc}: {detail}")]

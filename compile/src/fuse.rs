@@ -323,11 +323,19 @@ impl Grower<'_> {
         if self.members[n] || self.count >= MAX_NODES || is_host(&node.op) {
             return false;
         }
+        // Anchors read their operands from memory; a convolution's padding is zero, whatever computes its input.
+        let read = |a: usize| self.graph.nodes[a].inputs.contains(&v);
+        if self.anchor.is_some_and(|a| read(a) && matches!(self.graph.nodes[a].op, Op::Conv { .. })) {
+            return false;
+        }
         if self.duplicable(n) {
             return true;
         }
         let alone =
             |o: &ValueId| !self.needed[o.index()] && self.uses[o.index()].iter().all(|&u| self.members[u]);
+        if self.anchor.is_some_and(read) {
+            return false;
+        }
         if !node.outputs.iter().all(alone) {
             return false;
         }
@@ -359,7 +367,8 @@ impl Grower<'_> {
             Op::Contract { .. } | Op::Conv { .. } | Op::WindowReduce { .. }
                 if self.anchor.is_none() && self.row.is_none() =>
             {
-                if node.outputs.len() != 1 || !self.identity(v) {
+                let computed = |x: &ValueId| self.defs[x.index()].is_some_and(|p| self.members[p]);
+                if node.outputs.len() != 1 || !self.identity(v) || node.inputs.iter().any(computed) {
                     return false;
                 }
                 self.anchor = Some(n);
@@ -457,8 +466,7 @@ fn grow(graph: &Graph, defs: &[Option<usize>], uses: &[Vec<usize>], needed: &[bo
                 let gathers =
                     matches!(graph.nodes[n].op, Op::Take { .. } | Op::TakeAlong { .. } | Op::GatherNd { .. });
                 for (k, &v) in graph.nodes[n].inputs.iter().enumerate() {
-                    let kernel = k == 1 && matches!(graph.nodes[n].op, Op::Conv { .. });
-                    if (closed(&g, n) || (gathers && k == 0)) && (kernel || !g.is_splat(v)) {
+                    if (closed(&g, n) || (gathers && k == 0)) && !g.is_splat(v) {
                         continue;
                     }
                     if inputs_of(&g).len() < MAX_INPUTS && g.absorbs(v) {

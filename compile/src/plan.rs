@@ -626,7 +626,11 @@ fn compile_kernel(s: Shared, compiler: &dyn Compiler, chip: &Chip) -> Result<Art
         return Err(Error::Tile { group: format!("{} at {}", s.group, s.loc), error });
     }
     let module = tongtu_tile::Module { kernels: vec![kernel] };
-    compiler.compile(&module, chip).map_err(|error| Error::Backend { group: s.group, loc: s.loc, error })
+    compiler.compile(&module, chip).map_err(|error| Error::Backend {
+        group: s.group,
+        loc: s.loc,
+        error: Box::new(error),
+    })
 }
 
 /// Operations (a fused multiply-add is 2) and bytes moved at least.

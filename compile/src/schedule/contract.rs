@@ -421,6 +421,9 @@ pub fn epilogue_view(e: &mut Emitter<'_>, ct: DType, rows: usize, columns: usize
     Ok(e.b.view(scratch, zero, &[r, c], &[c, one])?)
 }
 
+/// The place of a register tile of results, or of one of its rows.
+pub type Place<'b> = dyn FnMut(&mut Emitter<'_>, Option<Val>) -> Result<Vec<Coord>, Error> + 'b;
+
 /// Computes what follows `anchor` from its accumulators and stores the results. `coords` gives the place of the whole tile, or of
 /// one of its rows; with scratch the work is done row by row.
 pub fn epilogue(
@@ -429,7 +432,7 @@ pub fn epilogue(
     acc: Val,
     scratch: Option<Val>,
     outs: &[Val],
-    coords: &mut dyn FnMut(&mut Emitter<'_>, Option<Val>) -> Result<Vec<Coord>, Error>,
+    coords: &mut Place<'_>,
 ) -> Result<(), Error> {
     let g = e.graph;
     let finish = |e: &mut Emitter<'_>, acc: Val, c: &[Coord]| -> Result<(), Error> {

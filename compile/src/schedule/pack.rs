@@ -40,7 +40,7 @@ impl Pack {
     /// A constant, packed. `None` where its element type does not fill bytes or its size overflows.
     pub fn apply(&self, value: &Tensor) -> Option<Tensor> {
         let size = value.dtype().bits() as usize / 8;
-        if size == 0 || value.dtype().bits() % 8 != 0 {
+        if size == 0 || !value.dtype().bits().is_multiple_of(8) {
             return None;
         }
         let value = value.to_contiguous().ok()?;

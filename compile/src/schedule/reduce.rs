@@ -163,6 +163,8 @@ fn bind(
     Ok(())
 }
 
+type Body<'b> = dyn FnMut(&mut Emitter<'_>, &[Option<Coord>], &[Val]) -> Result<Vec<Val>, Error> + 'b;
+
 /// Nested loops over the given loops, outermost first; the body gets their coordinates.
 fn nest(
     e: &mut Emitter<'_>,
@@ -170,7 +172,7 @@ fn nest(
     over: &[usize],
     loops: &[Option<Coord>],
     init: &[Val],
-    body: &mut dyn FnMut(&mut Emitter<'_>, &[Option<Coord>], &[Val]) -> Result<Vec<Val>, Error>,
+    body: &mut Body<'_>,
 ) -> Result<Vec<Val>, Error> {
     let Some((&l, rest)) = over.split_first() else { return body(e, loops, init) };
     let (zero, n) = (e.b.int(0), e.dim(&rows.extents[l]));
