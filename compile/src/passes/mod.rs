@@ -82,8 +82,11 @@ const FINISH: &[Rule] = &[
 /// Brings a module to the form that kernels are made from.
 ///
 /// # Errors
-/// Those of inference, for a graph that does not pass verification.
+/// The first that verification finds.
 pub fn prepare(module: Module, options: &Options) -> Result<Module, GraphError> {
+    if let Some(first) = tongtu_graph::verify(&module).err().and_then(|all| all.into_iter().next()) {
+        return Err(first);
+    }
     let module = Module { graph: dce(&inline(&module.graph, &options.keep)), symbols: module.symbols };
     let module = rounds(module, options, &[&[], SIMPLIFY], false)?;
     if !options.channels_last {

@@ -356,6 +356,13 @@ fn constants_go_into_loops_and_what_they_leave_out_goes() {
 }
 
 #[test]
+fn broken_graphs_are_refused() {
+    let mut m = module(&[&[0, 4]], |b, x| vec![b.reduce(Combiner::Add, x[0], &[1]).unwrap()]);
+    m.graph.nodes[0].op = Op::Take { axis: 7 };
+    assert!(prepare(m, &Options::default()).is_err());
+}
+
+#[test]
 fn symbols_keep_what_binds_them() {
     let text = r#"
 symbol n 1..8
