@@ -464,7 +464,12 @@ pub(crate) fn pool_spec(n: &NodeCtx<'_>, dims: &[Dim]) -> Result<PoolSpec> {
             // As many windows as begin inside the operand or its first padding; the last one may reach past the end.
             let s = Dim::from(w.strides[i]);
             let room = len + &low + &high - w.span(i);
-            let count = Dim::min(&(room.ceildiv(&s) + 1), &(len + &low).ceildiv(&s));
+            let fitting = room.ceildiv(&s) + 1;
+            // A window longer than a step and the padding after it never begins past the operand's end.
+            let count = match high.as_const() {
+                Some(h) if w.span(i) >= h.saturating_add(w.strides[i]) => fitting,
+                _ => Dim::min(&fitting, &(len + &low).ceildiv(&s)),
+            };
             let extra = (count - 1) * &s - room;
             spec.extra[i] = match extra.as_const() {
                 Some(e) => Dim::from(e.max(0)),
