@@ -8,6 +8,7 @@ use tongtu_onnx::OnnxError;
 use tongtu_plan::{BundleError, CompileError, DeviceError, PlanError};
 use tongtu_runtime::{DeviceTensorError, RuntimeError};
 use tongtu_tensor::TensorError;
+use tongtu_tensor::dim::DimError;
 
 /// Anything that can go wrong, with a stable code ([`Error::code`]) and, where there is one, advice ([`Error::hint`]).
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +112,9 @@ impl Error {
             Error::Onnx(OnnxError::External { .. }) => "keep the model's data files in the model's folder",
             Error::Runtime(RuntimeError::InputDim { .. } | RuntimeError::Guard { .. }) => {
                 "`tongtu inspect MODEL` shows the dims of the inputs; `--dim NAME=SIZE` sets one"
+            }
+            Error::Runtime(RuntimeError::Dim { error: DimError::TooComplex, .. }) => {
+                "fix sizes of the inputs when the model is compiled: `--fix NAME=SIZE`"
             }
             Error::MissingInput { .. } => {
                 "give it with `--input NAME=FILE`, or random numbers with `--input NAME=random:SHAPE`"
