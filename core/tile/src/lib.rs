@@ -13,7 +13,7 @@
 //! - **Bounds.** A block access checks each view dim unless the access says the dim is proven inside: outside, reads give the
 //!   access's padding and writes are dropped.
 //!
-//! This crate knows no graph and no chip. It promises: one table declares every instruction ([`op`]); [`verify`] accepts
+//! This crate knows no graph and no chip. It promises: one table declares every instruction ([`op`]); [`mod@verify`] accepts
 //! exactly what a back end may take; [`interp`] defines the results.
 #![forbid(unsafe_code)]
 
