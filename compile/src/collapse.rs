@@ -43,7 +43,8 @@ pub fn collapse(group: &Group) -> Option<Collapsed> {
     if let Some(n) = anchor {
         let Op::Contract { batch, over, .. } = &graph.nodes[n].op else { return None };
         let (lhs, rhs) = (graph.nodes[n].inputs[0], graph.nodes[n].inputs[1]);
-        if lhs == rhs {
+        let differ = |&(x, y): &(usize, usize)| graph.dims(lhs)[x] != graph.dims(rhs)[y];
+        if lhs == rhs || batch.iter().chain(over).any(differ) {
             return None;
         }
         let m = graph.dims(lhs).len() - batch.len() - over.len();

@@ -277,10 +277,15 @@ fn direct(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
     let nr = lanes * vectors;
     let last = rank - 1;
     let width = c.output_dim(r, ConvRole::S(last)).clone();
+    let (register_rows, mut lines) = (mr, 1usize);
     if let Some(w) = width.as_const() {
         // The tile length that wastes least at the end of a row.
         mr = (mr / 2..=mr).rev().min_by_key(|t| (w as usize).div_ceil(*t)).unwrap_or(mr);
         mr = mr.min((w.max(1)) as usize);
+        // Short rows: one register tile takes several.
+        if rank >= 2 && mr as i64 == w {
+            lines = (register_rows / mr).max(1);
+        }
     }
 
     let mut s = Scheduled::default();
@@ -343,7 +348,9 @@ fn direct(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
         (0..scratch_dims.len()).map(|i| scratch_dims[i + 1..].iter().product()).collect();
     let ss: Vec<Val> = sstrides.iter().map(|&d| e.b.int(d)).collect();
     let sv = e.b.view(scratch, zero, &sdims, &ss)?;
-    let finish_view = if heavy_epilogue(g) { Some(epilogue_view(&mut e, ct, mr, nr)?) } else { None };
+    let lines = lines.min(rows as usize);
+    let by_line = lines > 1 || heavy_epilogue(g);
+    let finish_view = if by_line { Some(epilogue_view(&mut e, ct, mr * lines, nr)?) } else { None };
     // The same memory as [rows…, everything in a row].
     let flat_rows: i64 = scratch_dims[..last].iter().product();
     let row_len = cols * ic;
@@ -439,9 +446,12 @@ fn direct(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
         let n_in_group = e.b.mul_int(p, nr as i64)?;
         let group_first = e.b.mul_int(group, ocg)?;
         let n0 = e.b.add(group_first, n_in_group)?;
-        e.for_loop(row0, row_hi, 1, &[], |e, row, _| {
+        let row_sizes = row_tiles(lines, rows_dim.as_const().filter(|&h| h <= rows));
+        let row_sizes = if lines == 1 { vec![1] } else { row_sizes };
+        cover_rows(e, row0, row_hi, &row_sizes, &mut |e, row, lines| {
             let row_in_block = e.b.sub(row, row0)?;
-            cover_rows(e, col0, col_hi, &sizes, &mut |e, w0, size| {
+            cover_rows(e, col0, col_hi, &sizes, &mut |e, w0, width| {
+                let size = width * lines;
                 e.shape = vec![size, nr];
                 let col = e.b.sub(w0, col0)?;
                 let first = e.b.mul_int(col, step)?;
@@ -497,10 +507,14 @@ fn direct(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
                     let k_len_v = e.b.int(k_len);
                     e.for_loop(zero, k_len_v, 1, carried, |e, k, carried| {
                         let ka = e.b.add(start, k)?;
-                        let map = TileMap(vec![
-                            vec![Factor { size, dim: Some(1), step }],
-                            vec![Factor { size: 1, dim: None, step: 0 }],
-                        ]);
+                        let mut factors = vec![Factor { size: width, dim: Some(1), step }];
+                        if lines > 1 {
+                            factors.insert(
+                                0,
+                                Factor { size: lines, dim: Some(0), step: spec.strides[last - 1] },
+                            );
+                        }
+                        let map = TileMap(vec![factors, vec![Factor { size: 1, dim: None, step: 0 }]]);
                         let a = e.b.load(flat, &[line, ka], map, &[true, true], zero_of(ct))?;
                         let kr = e.b.add(run, k)?;
                         let at = [Coord::at(panel), Coord::at(kr), Coord::along(zero, 1, true)];
@@ -511,23 +525,31 @@ fn direct(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
                     })
                 })?[0];
                 epilogue(e, c.out, acc, finish_view, &outs, &mut |e, line| {
-                    let mut coords = Vec::new();
-                    for role in &spec.output {
-                        coords.push(match *role {
+                    let (down, along) = match line {
+                        Some(i) if lines > 1 => {
+                            let n = e.b.int(width as i64);
+                            (e.b.div(i, n)?, Some(e.b.binary(Binary::Rem, i, n)?))
+                        }
+                        line => (zero, line),
+                    };
+                    let row = e.b.add(row, down)?;
+                    let column = match along {
+                        None => Coord::along(w0, 0, true),
+                        Some(i) => Coord::at(e.b.add(w0, i)?),
+                    };
+                    Ok(spec
+                        .output
+                        .iter()
+                        .map(|role| match *role {
                             ConvRole::N => outer[0],
                             ConvRole::C => Coord::along(n0, 1, exact),
-                            ConvRole::S(s) if s == last => match line {
-                                None => Coord::along(w0, 0, true),
-                                Some(i) => Coord::at(e.b.add(w0, i)?),
-                            },
+                            ConvRole::S(s) if s == last => column,
                             ConvRole::S(s) if s + 1 == last => Coord::at(row),
                             ConvRole::S(s) => outer[2 + s],
-                        });
-                    }
-                    Ok(coords)
+                        })
+                        .collect())
                 })
-            })?;
-            Ok(vec![])
+            })
         })?;
         Ok(vec![])
     })?;

@@ -232,8 +232,28 @@ fn lowest(dtype: DType) -> Num {
     }
 }
 
-/// Combines two pairs or elements of the same shape; the second is the newer (for arg-combiners: of higher index, or
-/// anywhere where `ordered` is false).
+/// The accumulator that every element or pair replaces or leaves as it should be, for operand `k` of a combiner.
+fn initial(combiner: Combiner, k: usize, dtype: DType) -> Num {
+    match (k, combiner) {
+        (0, _) => identity(combiner, dtype),
+        (_, Combiner::ArgMaxLast | Combiner::ArgMinLast) => dtype.min_value(),
+        _ => dtype.max_value(),
+    }
+}
+
+/// The result of accumulator `k`: an index that nothing has replaced is 0.
+fn settle(e: &mut Emitter<'_>, combiner: Combiner, k: usize, acc: Val) -> Result<Val, Error> {
+    if k == 0 {
+        return Ok(acc);
+    }
+    let (dtype, shape) = (e.b.dtype(acc), e.b.shape(acc));
+    let start = e.b.full(dtype, &shape, initial(combiner, k, dtype))?;
+    let zero = e.b.full(dtype, &shape, Num::Int(0))?;
+    let untouched = e.b.compare(tongtu_tensor::scalar::Compare::Eq, acc, start)?;
+    Ok(e.b.select(untouched, zero, acc)?)
+}
+
+/// Combines two elements, or two pairs of value and index, of the same shape; the second is the newer.
 fn combine(e: &mut Emitter<'_>, combiner: Combiner, old: &[Val], new: &[Val]) -> Result<Vec<Val>, Error> {
     use tongtu_tensor::scalar::{Binary, Compare, Unary};
     if let Some(op) = combiner.binary() {
@@ -242,25 +262,26 @@ fn combine(e: &mut Emitter<'_>, combiner: Combiner, old: &[Val], new: &[Val]) ->
     if combiner == Combiner::Replace {
         return Ok(new.to_vec());
     }
-    let compare = match combiner {
-        Combiner::ArgMax => Compare::Gt,
-        Combiner::ArgMaxLast => Compare::Ge,
-        Combiner::ArgMin => Compare::Lt,
-        _ => Compare::Le,
+    let (compare, order) = match combiner {
+        Combiner::ArgMax => (Compare::Gt, Compare::Lt),
+        Combiner::ArgMaxLast => (Compare::Gt, Compare::Gt),
+        Combiner::ArgMin => (Compare::Lt, Compare::Lt),
+        _ => (Compare::Lt, Compare::Gt),
     };
     let mut wins = e.b.compare(compare, new[0], old[0])?;
+    let mut tie = e.b.compare(Compare::Eq, new[0], old[0])?;
     if e.b.dtype(new[0]).is_float() {
         let nan = e.b.unary(Unary::IsNan, new[0])?;
         let old_nan = e.b.unary(Unary::IsNan, old[0])?;
-        let fresh = match combiner {
-            Combiner::ArgMax | Combiner::ArgMin => {
-                let not = e.b.unary(Unary::Not, old_nan)?;
-                e.b.binary(Binary::And, nan, not)?
-            }
-            _ => nan,
-        };
+        let not = e.b.unary(Unary::Not, old_nan)?;
+        let fresh = e.b.binary(Binary::And, nan, not)?;
         wins = e.b.binary(Binary::Or, wins, fresh)?;
+        let both = e.b.binary(Binary::And, nan, old_nan)?;
+        tie = e.b.binary(Binary::Or, tie, both)?;
     }
+    let better = e.b.compare(order, new[1], old[1])?;
+    let tie = e.b.binary(Binary::And, tie, better)?;
+    wins = e.b.binary(Binary::Or, wins, tie)?;
     Ok(vec![e.b.select(wins, new[0], old[0])?, e.b.select(wins, new[1], old[1])?])
 }
 

@@ -6,7 +6,7 @@ use tongtu_tensor::scalar::{Binary, Compare, Unary};
 use tongtu_tensor::{Combiner, DType, Num};
 use tongtu_tile::{Access, Val};
 
-use super::{Request, Scheduled, accumulator, blocks, combine, delinear, identity, multiple, product};
+use super::{Request, Scheduled, accumulator, blocks, combine, delinear, multiple, product};
 use crate::emit::{CAST, Coord, Emitter, KernelArg};
 use crate::error::Error;
 
@@ -43,8 +43,7 @@ pub fn schedule_scan(r: &Request<'_>) -> Result<Scheduled, Error> {
     let mut init = Vec::new();
     for (k, &v) in node.inputs.iter().enumerate() {
         let acc = accumulator(combiner, g.dtype(v));
-        let value = if k == 0 { identity(combiner, acc) } else { Num::Int(0) };
-        init.push(e.b.full(acc, &[width], value)?);
+        init.push(e.b.full(acc, &[width], super::initial(combiner, k, acc))?);
     }
     e.for_loop(zero, n, 1, &init, |e, i, carried| {
         let i = if reverse {
@@ -63,8 +62,9 @@ pub fn schedule_scan(r: &Request<'_>) -> Result<Scheduled, Error> {
         }
         let next = combine(e, combiner, carried, &new)?;
         let shown = if exclusive { carried.to_vec() } else { next.clone() };
-        for ((v, &o), &view) in shown.iter().zip(&node.outputs).zip(&outs) {
-            let t = e.b.cast(*v, g.dtype(o), CAST)?;
+        for (k, ((v, &o), &view)) in shown.iter().zip(&node.outputs).zip(&outs).enumerate() {
+            let t = super::settle(e, combiner, k, *v)?;
+            let t = e.b.cast(t, g.dtype(o), CAST)?;
             e.store_view(view, t, &c)?;
         }
         Ok(next)

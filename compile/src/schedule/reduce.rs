@@ -12,8 +12,7 @@ use tongtu_tensor::scalar::Compare;
 use tongtu_tile::Val;
 
 use super::{
-    Request, Scheduled, accumulator, blocks, combine, delinear, identity, multiple, product,
-    rows_per_instance,
+    Request, Scheduled, accumulator, blocks, combine, delinear, multiple, product, rows_per_instance,
 };
 use crate::emit::{CAST, Coord, Emitter};
 use crate::error::Error;
@@ -90,8 +89,7 @@ fn initial(
         for (k, &v) in node.inputs.iter().enumerate() {
             let d = r.graph.dtype(v);
             let acc = accumulator(combiner, d);
-            let value = if k == 0 { identity(combiner, acc) } else { tongtu_tensor::Num::Int(0) };
-            init.push(e.b.full(acc, shape, value)?);
+            init.push(e.b.full(acc, shape, super::initial(combiner, k, acc))?);
         }
     }
     Ok(init)
@@ -154,8 +152,9 @@ fn bind(
         if across_lanes {
             vals = e.b.add_inst(tongtu_tile::Op::Reduce { combiner, dims: vec![0] }, &vals)?;
         }
-        for (v, &o) in vals.iter().zip(&node.outputs) {
-            let v = e.b.cast(*v, r.graph.dtype(o), CAST)?;
+        for (k, (v, &o)) in vals.iter().zip(&node.outputs).enumerate() {
+            let v = super::settle(e, combiner, k, *v)?;
+            let v = e.b.cast(v, r.graph.dtype(o), CAST)?;
             let v = if across_lanes { e.unit(v)? } else { v };
             e.bind(o, v);
         }

@@ -54,8 +54,7 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
             let mut init: Vec<Val> = Vec::new();
             for (k, &v) in node.inputs.iter().enumerate() {
                 let acc = accumulator(combiner, g.dtype(v));
-                let value = if k == 0 { identity(combiner, acc) } else { tongtu_tensor::Num::Int(0) };
-                init.push(e.b.full(acc, &[width], value)?);
+                init.push(e.b.full(acc, &[width], super::initial(combiner, k, acc))?);
             }
             let count = e.b.int(window);
             let sums = e.for_loop(zero, count, 1, &init, |e, t, carried| {
@@ -105,8 +104,8 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
                         e.emit(v, &coords)?
                     };
                     let mut x = e.b.cast(x, acc_type, CAST)?;
-                    if let (Some(m), 0, false) = (mask, k, leaf) {
-                        let id = e.b.full(acc_type, &[1], identity(combiner, acc_type))?;
+                    if let (Some(m), false) = (mask, leaf) {
+                        let id = e.b.full(acc_type, &[1], super::initial(combiner, k, acc_type))?;
                         let t = e.common(&[m, x, id])?;
                         x = e.b.select(t[0], t[1], t[2])?;
                     }
@@ -114,8 +113,9 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
                 }
                 combine(e, combiner, carried, &new)
             })?;
-            for (v, &o) in sums.iter().zip(&node.outputs) {
-                let t = e.b.cast(*v, g.dtype(o), CAST)?;
+            for (k, (v, &o)) in sums.iter().zip(&node.outputs).enumerate() {
+                let t = super::settle(e, combiner, k, *v)?;
+                let t = e.b.cast(t, g.dtype(o), CAST)?;
                 e.bind(o, t);
             }
             for (&v, &view) in g.outputs.iter().zip(&outs) {
