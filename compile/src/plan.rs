@@ -445,7 +445,7 @@ impl Lowerer<'_> {
                     self.graph(branch, &mut inner, &mut body)?;
                     for (&v, &dst) in branch.outputs.iter().zip(&outs) {
                         let src = self.get(branch, &inner, v)?;
-                        self.assign(src, dst, &captured, &node.loc, &mut body);
+                        self.assign(src, dst, &node.loc, &mut body);
                     }
                     self.depth -= 1;
                     (self.bound, self.guards) = saved;
@@ -465,12 +465,12 @@ impl Lowerer<'_> {
                 let init =
                     node.inputs[1..].iter().map(|&v| self.get(g, map, v)).collect::<Result<Vec<_>, _>>()?;
                 let condition = self.handle(&Type::scalar(DType::Bool));
-                self.assign(first, condition, &[], &node.loc, steps);
+                self.assign(first, condition, &node.loc, steps);
                 let mut inner: Map = vec![None; body.values.len()];
                 let mut carried = Vec::new();
                 for (&v, &src) in body.inputs[..n].iter().zip(&init) {
                     let r = self.handle(body.ty(v));
-                    self.assign(src, r, &[], &node.loc, steps);
+                    self.assign(src, r, &node.loc, steps);
                     inner[v.index()] = Some(r);
                     carried.push(r);
                 }
@@ -490,7 +490,7 @@ impl Lowerer<'_> {
                     let src = self.get(body, &inner, v)?;
                     let dst = if k == 0 { condition } else { carried[k - 1] };
                     let t = self.handle(body.ty(v));
-                    self.assign(src, t, &init, &node.loc, &mut block);
+                    self.assign(src, t, &node.loc, &mut block);
                     next.push((t, dst));
                 }
                 for (src, dst) in next {
@@ -518,14 +518,7 @@ impl Lowerer<'_> {
     }
 
     /// Gives `dst` the contents of `src`: by name where `src` has its own counted memory, else by a copy.
-    fn assign(
-        &mut self,
-        src: ValueRef,
-        dst: ValueRef,
-        _captured: &[ValueRef],
-        loc: &Loc,
-        steps: &mut Vec<Step>,
-    ) {
+    fn assign(&mut self, src: ValueRef, dst: ValueRef, loc: &Loc, steps: &mut Vec<Step>) {
         let from = &self.plan.values[src.index()];
         let src = match from.storage {
             Storage::Pool | Storage::Host => src,
