@@ -1,15 +1,18 @@
 """Measures Tongtu beside other runtimes on the same models, inputs and threads.
 
-    python bench/run.py [MODEL...] [--threads 1,2] [--runs 20] [--rounds 3] [--out DIR]
+    python bench/run.py [MODEL...] [--threads 1,2] [--runs 20] [--rounds 3] [--peers NAME,...] [--out DIR]
 
 MODEL is a name under ~/.cache/tongtu/models, optionally with the data set to use as input (resnet50:1).
-Every case runs in a process of its own. The runtimes take turns within each round, and the ratio shown is the
-median over the rounds of the ratio within a round, since the speed of a shared machine drifts. Outputs are
+The peers are those of onnxruntime and openvino that this Python has (scripts/setup --peers makes one that has both).
+Every case runs in a process of its own. The runtimes take turns within each round, and a ratio is the median over
+the rounds of the ratio of our time to the peer's within a round, since the speed of a shared machine drifts. Outputs are
 compared with the data set first: a runtime with wrong outputs gets no time. DIR receives bench.json, with every
 sample, and bench.md.
 """
 
 import argparse
+import importlib.metadata
+import importlib.util
 import json
 import os
 import pathlib
@@ -89,15 +92,14 @@ class Tongtu:
             return None
 
 
-class OnnxRuntime:
-    """ONNX Runtime from the Python environment, with its default optimisations."""
+class PythonPeer:
+    """A runtime that runs in a process of this Python. `start(path, threads)` gives a function from a dict of inputs to
+    the list of outputs, compiled for f32."""
 
-    name = "onnxruntime"
+    package = ""
 
     def version(self):
-        import onnxruntime
-
-        return f"onnxruntime {onnxruntime.__version__}"
+        return f"{self.name} {importlib.metadata.version(self.package)}"
 
     def check(self, folder, data_set, threads):
         worst = self._child("check", folder, data_set, threads, 1)["worst"]
@@ -108,40 +110,41 @@ class OnnxRuntime:
         return self._child("measure", folder, data_set, threads, runs)
 
     def _child(self, action, folder, data_set, threads, runs):
-        return run_json([sys.executable, __file__, "--child", action, str(folder), str(data_set), str(threads),
-                         str(runs)])
+        return run_json([sys.executable, __file__, "--child", self.name, action, str(folder), str(data_set),
+                         str(threads), str(runs)])
 
-    @staticmethod
-    def child(action, folder, data_set, threads, runs):
+    def start(self, path, threads):
+        raise NotImplementedError
+
+    def child(self, action, folder, data_set, threads, runs):
         """The measuring process itself."""
         import numpy as np
-        import onnxruntime
         from onnx import TensorProto, numpy_helper
 
-        del onnxruntime
         folder, data_set = pathlib.Path(folder), pathlib.Path(data_set)
 
-        def tensors(kind):
-            files = sorted(data_set.glob(f"{kind}_*.pb"), key=lambda path: int(path.stem.split("_")[1]))
-            return [numpy_helper.to_array(TensorProto.FromString(path.read_bytes())) for path in files]
+        def files(kind):
+            found = sorted(data_set.glob(f"{kind}_*.pb"), key=lambda path: int(path.stem.split("_")[1]))
+            return [TensorProto.FromString(path.read_bytes()) for path in found]
 
-        inputs = tensors("input")
+        inputs = {tensor.name: numpy_helper.to_array(tensor) for tensor in files("input")}
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         start = time.perf_counter()
-        runner = onnxdata.session(folder / "model.onnx", int(threads), optimise=True)
-        feed = {value.name: array for value, array in zip(runner.get_inputs(), inputs, strict=True)}
-        outputs = runner.run(None, feed)
+        run = self.start(folder / "model.onnx", int(threads))
+        outputs = run(inputs)
         first = time.perf_counter() - start
         if action == "check":
             worst = 0.0
-            for got, want in zip(outputs, tensors("output"), strict=True):
-                if got.dtype.kind == "f" and want.size:
+            for got, want in zip(outputs, map(numpy_helper.to_array, files("output")), strict=True):
+                if got.shape != want.shape:
+                    raise SystemExit(f"an output is {got.shape}, not {want.shape}")
+                if want.dtype.kind == "f" and want.size:
                     worst = max(worst, float(np.abs(got - want).max() / max(np.abs(want).max(), 1e-6)))
             return {"worst": worst}
         samples = []
         for _ in range(int(runs)):
             start = time.perf_counter()
-            runner.run(None, feed)
+            run(inputs)
             samples.append((time.perf_counter() - start) * 1e3)
         return {
             "samples_ms": samples,
@@ -150,6 +153,42 @@ class OnnxRuntime:
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "start_rss_bytes": before,
         }
+
+
+class OnnxRuntime(PythonPeer):
+    """ONNX Runtime with its default optimisations."""
+
+    name = "onnxruntime"
+    package = "onnxruntime"
+
+    def start(self, path, threads):
+        runner = onnxdata.session(path, threads, optimise=True)
+        return lambda inputs: runner.run(None, inputs)
+
+
+class OpenVino(PythonPeer):
+    """OpenVINO in f32: left to itself it computes in bf16 on CPUs that have AMX."""
+
+    name = "openvino"
+    package = "openvino"
+
+    def start(self, path, threads):
+        import openvino
+
+        core = openvino.Core()
+        options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1,
+                   "INFERENCE_PRECISION_HINT": "f32"}
+        model = core.compile_model(core.read_model(path), "CPU", options)
+        request = model.create_infer_request()
+
+        def run(inputs):
+            request.infer(inputs, share_inputs=True)
+            return [request.get_output_tensor(i).data for i in range(len(model.outputs))]
+
+        return run
+
+
+PEERS = {peer.name: peer for peer in (OnnxRuntime, OpenVino)}
 
 
 def spread(samples):
@@ -211,14 +250,14 @@ def markdown(report):
         f"{report['date']}, {report['cpu']}, {report['cores']} cores, load {report['load']:.1f} at the start; "
         + "; ".join(report["versions"].values()) + ".",
         "",
-        "| model | threads | " + " | ".join(f"{name} ms (±)" for name in names)
-        + " | ratio | compile ms | cached start ms | peak MB |",
-        "|---|---|" + "---|" * len(names) + "---|---|---|---|",
+        "| model | threads | " + " | ".join(f"{name} ms (±)" for name in names) + " | "
+        + " | ".join(f"to {name}" for name in names[1:]) + " | compile ms | cached start ms | peak MB |",
+        "|---|---|" + "---|" * (2 * len(names) - 1) + "---|---|---|",
     ]
     for case in report["cases"]:
         row = case["results"]
 
-        def both(key, scale=1.0, row=row):
+        def each(key, scale=1.0, row=row):
             cells = []
             for name in names:
                 value = row[name].get(key)
@@ -229,15 +268,26 @@ def markdown(report):
         for name in names:
             entry = row[name]
             times.append("failed" if "failed" in entry else f"{entry['median_ms']:.2f} ({entry['spread']:.0%})")
-        share = case["ratio"]
-        lines.append(f"| {case['model']} | {case['threads']} | " + " | ".join(times)
-                     + f" | {'-' if share is None else f'{share:.2f}'} | {both('compile_ms')}"
-                     + f" | {both('cached_start_ms')} | {both('peak_rss_bytes', 1e-6)} |")
+        ratios = ["-" if case["ratios"][name] is None else f"{case['ratios'][name]:.2f}" for name in names[1:]]
+        lines.append(f"| {case['model']} | {case['threads']} | " + " | ".join(times + ratios)
+                     + f" | {each('compile_ms')} | {each('cached_start_ms')} | {each('peak_rss_bytes', 1e-6)} |")
+    for threads in sorted({case["threads"] for case in report["cases"]}):
+        best = [best_ratio(case) for case in report["cases"] if case["threads"] == threads]
+        best = [share for share in best if share is not None]
+        if len(best) > 1:
+            lines += ["", f"Threads: {threads}. Geometric mean of our time to the best peer's: "
+                      f"{statistics.geometric_mean(best):.2f}."]
     failures = [f"- {case['model']}, {case['threads']} threads, {name}: {entry['failed']}"
                 for case in report["cases"] for name, entry in case["results"].items() if "failed" in entry]
     if failures:
         lines += ["", "Failed:", "", *failures]
     return "\n".join(lines) + "\n"
+
+
+def best_ratio(case):
+    """Our time to that of the fastest peer; None where either is missing."""
+    shares = [share for share in case["ratios"].values() if share is not None]
+    return max(shares, default=None)
 
 
 def lines(report):
@@ -247,7 +297,8 @@ def lines(report):
         parts = []
         for name, entry in case["results"].items():
             parts.append(f"{name} {entry['failed']}" if "failed" in entry else f"{name} {entry['median_ms']:.2f} ms")
-        share = "" if case["ratio"] is None else f" (ratio {case['ratio']:.2f})"
+        best = best_ratio(case)
+        share = "" if best is None else f" (ratio {best:.2f})"
         plural = "" if case["threads"] == 1 else "s"
         sentences.append(f"{case['model']}, {case['threads']} thread{plural}: {', '.join(parts)}{share}")
     return "\n".join(sentences)
@@ -265,21 +316,25 @@ def cpu_name():
 
 def main():
     if sys.argv[1:2] == ["--child"]:
-        print(json.dumps(OnnxRuntime.child(*sys.argv[2:])))
+        print(json.dumps(PEERS[sys.argv[2]]().child(*sys.argv[3:])))
         return 0
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", metavar="MODEL")
     parser.add_argument("--threads", default="1", help="thread counts, separated by commas (default: 1)")
     parser.add_argument("--runs", type=int, default=20, help="timed runs of each runtime, over all rounds")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peers", default="onnxruntime", help="runtimes beside Tongtu, separated by commas")
+    installed = [name for name, peer in PEERS.items() if importlib.util.find_spec(peer.package)]
+    parser.add_argument("--peers", default=",".join(installed),
+                        help="runtimes beside Tongtu, separated by commas (default: those installed)")
     parser.add_argument("--program", type=pathlib.Path, default=ROOT / "target" / "release" / "tongtu")
     parser.add_argument("--line", action="store_true", help="print one line a case instead of the table")
     parser.add_argument("--out", type=pathlib.Path, help="folder for bench.json and bench.md")
     arguments = parser.parse_args()
-    known = {peer.name: peer for peer in (OnnxRuntime,)}
     ours = Tongtu(arguments.program)
-    others = [known[name]() for name in arguments.peers.split(",") if name]
+    chosen = [name for name in arguments.peers.split(",") if name]
+    if unknown := [name for name in chosen if name not in PEERS]:
+        parser.error(f"unknown peers: {', '.join(unknown)} (known: {', '.join(PEERS)})")
+    others = [PEERS[name]() for name in chosen]
     peers = [ours, *others]
     if not arguments.program.is_file():
         parser.error(f"{arguments.program} is not there; run: cargo build --release -p tongtu-cli")
@@ -306,9 +361,9 @@ def main():
             if not arguments.line:
                 print(f"{choice}, {threads} threads", file=sys.stderr, flush=True)
             row = measure_case(peers, folder, data_set, threads, arguments.runs, arguments.rounds)
-            share = ratio(row, ours.name, others[0].name) if others else None
+            shares = {peer.name: ratio(row, ours.name, peer.name) for peer in others}
             failed = failed or "failed" in row[ours.name]
-            report["cases"].append({"model": choice, "threads": threads, "peak": ours.peak(), "ratio": share,
+            report["cases"].append({"model": choice, "threads": threads, "peak": ours.peak(), "ratios": shares,
                                     "results": row})
     text = markdown(report)
     print(lines(report) if arguments.line else text)

@@ -32,5 +32,12 @@ TORCH_PACKAGES=(
     "${PYTHON_PACKAGES[@]}"
 )
 
+# What bench/run.py needs to measure other runtimes beside ONNX Runtime.
+TONGTU_PEERS_VENV="$TONGTU_CACHE/venv-peers"
+PEER_PACKAGES=(
+    openvino==2026.4.1
+    "${PYTHON_PACKAGES[@]}"
+)
+
 say() { printf '%s\n' "$*" >&2; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
