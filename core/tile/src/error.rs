@@ -1,5 +1,7 @@
 //! Errors of the tile stage.
 
+use crate::row::Version;
+
 /// What is wrong with a tile program. Each kind has a stable code, in brackets in its message.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum TileError {
@@ -39,4 +41,31 @@ pub enum TileError {
         /// What failed.
         detail: String,
     },
+    /// A program of a version that is not read here.
+    #[error(
+        "[K005] the program is of version {found} of the instruction set, this reads {oldest} to {newest}"
+    )]
+    Version {
+        /// The program's version.
+        found: Version,
+        /// The oldest that is read.
+        oldest: Version,
+        /// The newest that is read.
+        newest: Version,
+    },
+    /// The binary form could not be read.
+    #[error("[K006] byte {at}: {detail}")]
+    Binary {
+        /// Where, from 0.
+        at: usize,
+        /// What is wrong.
+        detail: String,
+    },
+}
+
+impl TileError {
+    /// A program of another version.
+    pub(crate) fn version(found: Version) -> TileError {
+        TileError::Version { found, oldest: Version::OLDEST, newest: Version::CURRENT }
+    }
 }

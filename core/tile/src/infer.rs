@@ -3,6 +3,7 @@
 use tongtu_tensor::scalar::Unary;
 use tongtu_tensor::{Combiner, DType};
 
+use crate::limits;
 use crate::op::{Op, TileMap};
 use crate::types::Ty;
 
@@ -32,8 +33,8 @@ fn scalar_i64(tys: &[&Ty], i: usize) -> Result<(), String> {
 fn shape_ok(shape: &[usize]) -> Result<(), String> {
     let n = shape.iter().try_fold(1usize, |a, &d| if d == 0 { None } else { a.checked_mul(d) });
     match n {
-        Some(n) if n <= 1 << 24 => Ok(()),
-        _ => Err(format!("shape {shape:?} is empty or has more than 2^24 elements")),
+        Some(n) if n <= limits::TILE && shape.len() <= limits::RANK => Ok(()),
+        _ => Err(format!("shape {shape:?} is empty or has more than 2^24 elements or {} dims", limits::RANK)),
     }
 }
 
@@ -62,6 +63,9 @@ fn map_ok(map: &TileMap, rank: usize, inside: &[bool]) -> Result<Vec<usize>, Str
         if f.size == 0 || f.dim.is_some_and(|d| d >= rank) || f.step.unsigned_abs() > 1 << 32 {
             return Err(format!("factor {f:?} on a view of rank {rank}"));
         }
+    }
+    if map.0.iter().any(|factors| factors.len() > limits::RANK) {
+        return Err(format!("a tile dim of more than {} factors", limits::RANK));
     }
     let shape = map.shape();
     shape_ok(&shape)?;
@@ -256,6 +260,9 @@ pub fn infer(op: &Op, tys: &[&Ty]) -> Result<Vec<Ty>, String> {
             if float || int { Ok(vec![Ty::tile(t, &c)]) } else { Err(format!("{t} + {ad} × {bd}")) }
         }
         Op::View { rank } => {
+            if *rank > limits::RANK {
+                return Err(format!("a view of rank {rank}"));
+            }
             count(tys, 2 + 2 * rank)?;
             let d = buffer(tys, 0)?;
             for i in 1..tys.len() {
@@ -337,7 +344,7 @@ pub fn infer(op: &Op, tys: &[&Ty]) -> Result<Vec<Ty>, String> {
             one(d, &s)
         }
         Op::Alloc { dtype, len } => {
-            if *len == 0 || *len > 1 << 28 {
+            if *len == 0 || *len > limits::SCRATCH {
                 return Err(format!("scratch of {len} elements"));
             }
             Ok(vec![Ty::Buffer { dtype: *dtype }])

@@ -8,9 +8,10 @@ use std::rc::Rc;
 use tongtu_tensor::scalar::{Binary, Compare, Unary, eval_binary, eval_compare, eval_fma, eval_unary};
 use tongtu_tensor::{CastMode, Combiner, DType, Num, Overflow, Tensor, TensorError};
 
+use crate::check::{self, How, Kind, Monitor};
 use crate::error::TileError;
 use crate::kernel::{Block, Inst, Kernel, ParamKind, Val};
-use crate::op::{Op, TileMap};
+use crate::op::{Op, Ordering, TileMap};
 use crate::types::Ty;
 
 /// The contents of a buffer.
@@ -62,7 +63,7 @@ impl BufferData {
     }
 }
 
-/// How to run.
+/// How to run. [`check`](mod@check) finds more.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Reading scratch that was never written, and a view dim wrongly declared inside, are errors.
@@ -93,7 +94,20 @@ pub fn run(
     scalars: &[Num],
     options: &Options,
 ) -> Result<(), TileError> {
+    run_monitored(kernel, grid, buffers, scalars, options, None)
+}
+
+/// [`run`] that tells a monitor what happens; beside it, which buffers hold nothing at the start.
+pub(crate) fn run_monitored(
+    kernel: &Kernel,
+    grid: [i64; 3],
+    buffers: &mut [BufferData],
+    scalars: &[Num],
+    options: &Options,
+    monitor: Option<(&Monitor, &[bool])>,
+) -> Result<(), TileError> {
     let mut m = Machine {
+        monitor: monitor.map(|(m, _)| m),
         kernel,
         options,
         grid,
@@ -126,10 +140,12 @@ pub fn run(
     if next_buffer != buffers.len() || next_scalar != scalars.len() {
         return m.fail(format!("{} buffers and {} scalars are too many", buffers.len(), scalars.len()));
     }
-    m.buffers = buffers
-        .iter_mut()
-        .map(|b| Memory { dtype: b.dtype, codes: std::mem::take(&mut b.codes), written: None })
-        .collect();
+    let empty = monitor.map_or(&[][..], |(_, empty)| empty);
+    let memory = |(i, b): (usize, &mut BufferData)| {
+        let written = empty.get(i).is_some_and(|e| *e).then(|| vec![false; b.codes.len()]);
+        Memory { dtype: b.dtype, codes: std::mem::take(&mut b.codes), written }
+    };
+    m.buffers = buffers.iter_mut().enumerate().map(memory).collect();
     let outcome = m.all();
     for (b, memory) in buffers.iter_mut().zip(m.buffers) {
         b.codes = memory.codes;
@@ -158,11 +174,12 @@ struct ViewData {
 struct Memory {
     dtype: DType,
     codes: Vec<u64>,
-    /// For scratch: which elements have been written.
+    /// For scratch, and what is given as uninitialised: which elements have been written.
     written: Option<Vec<bool>>,
 }
 
 struct Machine<'a> {
+    monitor: Option<&'a Monitor>,
     kernel: &'a Kernel,
     options: &'a Options,
     grid: [i64; 3],
@@ -284,6 +301,9 @@ impl Machine<'_> {
         for i in 0..count {
             let i = if self.options.reverse { count - 1 - i } else { i };
             self.id = [i % x, i / x % y, i / x / y];
+            if let Some(monitor) = self.monitor {
+                monitor.start(i);
+            }
             self.block(&self.kernel.body)?;
             self.buffers.truncate(params);
         }
@@ -341,6 +361,9 @@ impl Machine<'_> {
         if self.steps > self.options.max_steps {
             return self.fail(format!("more than {} steps", self.options.max_steps));
         }
+        if let Some(monitor) = self.monitor {
+            monitor.enter(inst);
+        }
         match inst.op {
             Op::For {} | Op::While {} | Op::If {} => {
                 let results = self.control(inst)?;
@@ -349,8 +372,43 @@ impl Machine<'_> {
                 }
                 Ok(())
             }
-            _ => self.plain(inst),
+            _ => {
+                self.plain(inst)?;
+                match self.monitor {
+                    Some(monitor) if monitor.nan && check::computes(&inst.op) => self.find_nan(inst, monitor),
+                    _ => Ok(()),
+                }
+            }
         }
+    }
+
+    /// Reports NaN in a result where no operand has any: of elementwise instructions at the same element.
+    fn find_nan(&self, inst: &Inst, monitor: &Monitor) -> Run<()> {
+        let nans = |v: Val| -> Run<Vec<bool>> {
+            let d = self.dtype(v);
+            match (self.ty(v).as_tile(), d.is_float()) {
+                (Some(_), true) => Ok(self.get(v)?.iter().map(|&c| d.decode(c).is_nan()).collect()),
+                _ => Ok(Vec::new()),
+            }
+        };
+        let operands = inst.operands.iter().map(|&v| nans(v)).collect::<Run<Vec<_>>>()?;
+        for &r in &inst.results {
+            let result = nans(r)?;
+            let excused = |i: usize| {
+                operands.iter().any(|o| match o.len() == result.len() && o.len() > 1 {
+                    true => {
+                        o[i] || matches!(inst.op, Op::Scan { .. } | Op::Mma {} | Op::Permute { .. })
+                            && o.contains(&true)
+                    }
+                    false => o.contains(&true),
+                })
+            };
+            if let Some(i) = (0..result.len()).find(|&i| result[i] && !excused(i)) {
+                monitor
+                    .report(Kind::Nan, || format!("element {i} of the result is NaN, and no operand's is"));
+            }
+        }
+        Ok(())
     }
 
     fn control(&mut self, inst: &Inst) -> Run<Vec<Codes>> {
@@ -522,6 +580,10 @@ impl Machine<'_> {
                 return Ok(());
             }
             Op::AtomicReduce { combiner, masked, .. } | Op::AtomicRmw { combiner, masked, .. } => {
+                let ordering = match &inst.op {
+                    Op::AtomicRmw { ordering, .. } => *ordering,
+                    _ => Ordering::Relaxed,
+                };
                 let (b, at) = self.indexed(inst, if *masked { Some(3) } else { None })?;
                 let value = self.get(ops[2])?;
                 let mut old = Vec::with_capacity(value.len());
@@ -530,17 +592,17 @@ impl Machine<'_> {
                         old.push(0);
                         continue;
                     };
-                    let was = self.read(b, p)?;
+                    let was = self.atomic(b, p, ordering)?;
                     old.push(was);
                     let new = combiner.binary().map_or(c, |op| binary_one(op, d0, was, c));
-                    self.write(b, p, new);
+                    self.put(b, p, new);
                 }
                 if inst.results.is_empty() {
                     return Ok(());
                 }
                 old
             }
-            Op::AtomicCas { .. } => {
+            Op::AtomicCas { ordering, .. } => {
                 let (b, at) = self.indexed(inst, None)?;
                 let (expected, desired) = (self.get(ops[2])?, self.get(ops[3])?);
                 let mut old = Vec::with_capacity(expected.len());
@@ -549,9 +611,9 @@ impl Machine<'_> {
                         old.push(0);
                         continue;
                     };
-                    let was = self.read(b, p)?;
+                    let was = self.atomic(b, p, *ordering)?;
                     if was == expected[i] {
-                        self.write(b, p, desired[i]);
+                        self.put(b, p, desired[i]);
                     }
                     old.push(was);
                 }
@@ -698,17 +760,27 @@ impl Machine<'_> {
                 let at = tables.iter().zip(&c).fold(base[d], |s, (t, &x)| s.wrapping_add(t[x][d]));
                 if !(0..view.dims[d]).contains(&at) {
                     if inside[d] && present && self.options.checked {
-                        return self.fail(format!(
+                        let detail = format!(
                             "index {at} of view dim {d} is declared inside but the dim is {}",
                             view.dims[d]
-                        ));
+                        );
+                        match self.monitor {
+                            Some(monitor) => monitor.report(Kind::Outside, || detail),
+                            None => return self.fail(detail),
+                        }
+                        present = false;
                     }
                     present &= inside[d];
                 }
                 address += i128::from(at) * i128::from(view.strides[d]);
             }
             if present && !(0..len).contains(&address) {
-                return self.fail(format!("a view reaches element {address} of a buffer of {len}"));
+                let detail = format!("a view reaches element {address} of a buffer of {len}");
+                match self.monitor {
+                    Some(monitor) => monitor.report(Kind::Outside, || detail),
+                    None => return self.fail(detail),
+                }
+                present = false;
             }
             out.push(present.then_some(address as usize));
         }
@@ -730,18 +802,54 @@ impl Machine<'_> {
     }
 
     fn read(&self, buffer: usize, at: usize) -> Run<u64> {
+        if let Some(monitor) = self.monitor {
+            monitor.touch(buffer, self.buffers[buffer].dtype, at, How::Read);
+        }
+        self.value(buffer, at)
+    }
+
+    /// An element's value, which has to have been written.
+    fn value(&self, buffer: usize, at: usize) -> Run<u64> {
         let m = &self.buffers[buffer];
         match &m.written {
-            Some(w) if self.options.checked && !w[at] => self.fail(format!(
-                "element {at} of a scratch buffer of {} {} is read before it is written",
-                w.len(),
-                m.dtype
-            )),
+            Some(w) if self.options.checked && !w[at] => {
+                let scratch =
+                    self.kernel.params.iter().filter(|p| matches!(p.kind, ParamKind::Buffer(..))).count();
+                let what = if buffer < scratch { "buffer" } else { "scratch buffer" };
+                let detail = format!(
+                    "element {at} of a {what} of {} {} is read before it is written",
+                    w.len(),
+                    m.dtype
+                );
+                match self.monitor {
+                    Some(monitor) => {
+                        monitor.report(Kind::Uninitialised, || detail);
+                        Ok(m.codes[at])
+                    }
+                    None => self.fail(detail),
+                }
+            }
             _ => Ok(m.codes[at]),
         }
     }
 
+    /// An atomic access begins: what memory holds.
+    fn atomic(&self, buffer: usize, at: usize, ordering: Ordering) -> Run<u64> {
+        if let Some(monitor) = self.monitor {
+            monitor.order(buffer, at, ordering);
+            monitor.touch(buffer, self.buffers[buffer].dtype, at, How::Atomic);
+        }
+        self.value(buffer, at)
+    }
+
     fn write(&mut self, buffer: usize, at: usize, code: u64) {
+        if let Some(monitor) = self.monitor {
+            monitor.touch(buffer, self.buffers[buffer].dtype, at, How::Write);
+        }
+        self.put(buffer, at, code);
+    }
+
+    fn put(&mut self, buffer: usize, at: usize, code: u64) {
         let m = &mut self.buffers[buffer];
         m.codes[at] = code;
         if let Some(w) = &mut m.written {

@@ -1,10 +1,12 @@
 //! Kernels, blocks and instructions.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tongtu_tensor::DType;
 
 use crate::op::Op;
+use crate::row::Extension;
 use crate::types::Ty;
 
 /// A value of one [`Kernel`].
@@ -102,6 +104,19 @@ pub struct Kernel {
 }
 
 impl Kernel {
+    /// The extensions it needs, the base set among them: those of its instructions and of its values' element types.
+    pub fn extensions(&self) -> BTreeSet<Extension> {
+        fn block(b: &Block, out: &mut BTreeSet<Extension>) {
+            for i in &b.insts {
+                out.insert(i.op.extension());
+                i.blocks.iter().for_each(|b| block(b, out));
+            }
+        }
+        let mut out: BTreeSet<Extension> = self.types.iter().map(|t| Extension::of(t.dtype())).collect();
+        out.insert(Extension::Base);
+        block(&self.body, &mut out);
+        out
+    }
     /// The type of a value.
     pub fn ty(&self, v: Val) -> &Ty {
         &self.types[v.index()]

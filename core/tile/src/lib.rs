@@ -1,4 +1,4 @@
-//! The portable instruction set for kernels, version 0.1 (draft).
+//! The portable instruction set for kernels, version 0.1 (draft). Its specification is `docs/src/isa/`.
 //!
 //! A [`Kernel`] is a function over a grid of program instances. Its values are *tiles*: n-dimensional arrays of one
 //! element type with static dims, scalars of rank 0. It reads and writes *buffers* (memory of one element type and a
@@ -14,24 +14,31 @@
 //!   access's padding and writes are dropped.
 //!
 //! This crate knows no graph and no chip. It promises: one table declares every instruction ([`op`]); [`mod@verify`] accepts
-//! exactly what a back end may take; [`interp`] defines the results.
+//! exactly what a back end may take; [`interp`] defines the results; [`text`] and [`binary`] say the same and round-trip.
 #![forbid(unsafe_code)]
 
+pub mod binary;
 pub mod build;
+pub mod check;
 pub mod error;
 pub mod infer;
 pub mod interp;
 pub mod kernel;
+pub mod limits;
 pub mod op;
+pub mod row;
+mod scalar;
 pub mod text;
 pub mod types;
 mod value;
 pub mod verify;
 
+pub use binary::{from_bytes, to_bytes};
 pub use build::KernelBuilder;
 pub use error::TileError;
 pub use kernel::{Access, Block, Flags, Inst, Kernel, Module, Param, ParamKind, Val};
 pub use op::{Factor, Op, Ordering, Scope, TileMap};
+pub use row::{Class, Extension, OpRow, Profile, State, Version};
 pub use text::{parse_kernel, parse_module};
 pub use types::Ty;
 pub use value::Value;

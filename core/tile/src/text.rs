@@ -24,22 +24,18 @@ use std::sync::Arc;
 
 use tongtu_tensor::{DType, Num};
 
+use crate::binary::version_needed;
 use crate::error::TileError;
 use crate::kernel::{Access, Block, Flags, Inst, Kernel, Module, Param, ParamKind, Val};
+use crate::limits;
 use crate::op::{Factor, Op};
+use crate::row::Version;
 use crate::types::Ty;
 use crate::value::Value;
 
-/// The version of the text form, its first line.
-pub const HEADER: &str = "tile 0.1";
-/// Greatest nesting of regions and lists.
-const MAX_DEPTH: usize = 64;
-/// Greatest length of a text in bytes.
-const MAX_TEXT: usize = 1 << 28;
-
 impl fmt::Display for Module {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{HEADER}")?;
+        writeln!(f, "tile {}", version_needed(self))?;
         for k in &self.kernels {
             write!(f, "{k}")?;
         }
@@ -241,7 +237,8 @@ fn access_name(a: Access) -> &'static str {
 
 fn is_word(s: &str) -> bool {
     let mut bytes = s.bytes();
-    bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
+    !matches!(s, "inf" | "nan")
+        && bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
         && bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
@@ -309,6 +306,10 @@ struct Parser<'a> {
     order: Vec<String>,
     defined: std::collections::HashSet<String>,
     depth: usize,
+    /// Of the text; the current one where it says none.
+    version: Version,
+    /// Instructions that may still come.
+    left: usize,
 }
 
 type Parsed<T> = Result<T, TileError>;
@@ -326,9 +327,11 @@ impl<'a> Parser<'a> {
             order: Vec::new(),
             defined: Default::default(),
             depth: 0,
+            version: Version::CURRENT,
+            left: limits::INSTRUCTIONS,
         };
-        if text.len() > MAX_TEXT {
-            return p.fail(format!("the text is longer than {MAX_TEXT} bytes"));
+        if text.len() > limits::BYTES {
+            return p.fail(format!("the text is longer than {} bytes", limits::BYTES));
         }
         p.scan()?;
         Ok(p)
@@ -425,7 +428,7 @@ impl<'a> Parser<'a> {
         let mut end = start + sign;
         let mut float = false;
         while let Some(&b) = bytes.get(end) {
-            let after_exponent = matches!(bytes[end - 1], b'e' | b'E') && float;
+            let after_exponent = float && matches!(bytes[end - 1], b'e' | b'E');
             match b {
                 b'0'..=b'9' => {}
                 b'.' | b'e' | b'E' => float = true,
@@ -526,9 +529,14 @@ impl<'a> Parser<'a> {
 
     fn header(&mut self) -> Parsed<()> {
         self.keyword("tile")?;
-        match self.peek() {
-            Token::Number(Num::Float(0.1)) => self.take().map(|_| ()),
-            other => self.expected("version 0.1", &other),
+        let written = &self.text[self.at..self.next.1];
+        match (self.peek(), written.parse::<Version>()) {
+            (Token::Number(_), Ok(version)) if version.is_read() => {
+                self.version = version;
+                self.take().map(|_| ())
+            }
+            (Token::Number(_), Ok(version)) => Err(TileError::version(version)),
+            (other, _) => self.expected("a version, as in 'tile 0.1',", &other),
         }
     }
 
@@ -545,10 +553,10 @@ impl<'a> Parser<'a> {
             other => return self.expected("a kernel's name", &other),
         };
         self.symbol('(')?;
-        while !self.at_symbol(')') {
+        if !self.at_symbol(')') {
             self.param()?;
-            if !self.eat(',')? {
-                break;
+            while self.eat(',')? {
+                self.param()?;
             }
         }
         self.symbol(')')?;
@@ -667,10 +675,10 @@ impl<'a> Parser<'a> {
 
     fn values(&mut self) -> Parsed<Vec<Val>> {
         let mut out = Vec::new();
-        while matches!(self.next.0, Token::Value(_)) {
+        if matches!(self.next.0, Token::Value(_)) {
             out.push(self.value()?);
-            if !self.eat(',')? {
-                break;
+            while self.eat(',')? {
+                out.push(self.value()?);
             }
         }
         Ok(out)
@@ -691,14 +699,16 @@ impl<'a> Parser<'a> {
     }
 
     fn inst(&mut self) -> Parsed<Inst> {
+        self.left = match self.left.checked_sub(1) {
+            Some(left) => left,
+            None => return self.fail(format!("more than {} instructions", limits::INSTRUCTIONS)),
+        };
         let mut results = Vec::new();
-        while matches!(self.next.0, Token::Value(_)) {
+        if matches!(self.next.0, Token::Value(_)) {
             results.push(self.typed()?);
-            if !self.eat(',')? {
-                break;
+            while self.eat(',')? {
+                results.push(self.typed()?);
             }
-        }
-        if !results.is_empty() {
             self.symbol('=')?;
         }
         let name_at = self.at;
@@ -715,19 +725,23 @@ impl<'a> Parser<'a> {
         let (operands, mut implied) = self.operands(&name)?;
         let mut attributes = Vec::new();
         if self.eat('{')? {
-            while !self.at_symbol('}') {
+            let mut more = !self.at_symbol('}');
+            while more {
                 let key = self.word("an attribute")?;
                 self.symbol('=')?;
                 attributes.push((key, self.attribute()?));
-                if !self.eat(',')? {
-                    break;
-                }
+                more = self.eat(',')?;
             }
             self.symbol('}')?;
         }
         attributes.append(&mut implied);
         let op = match Op::from_attributes(&name, &attributes) {
-            Ok(op) => op,
+            Ok(op) if op.since() <= self.version => op,
+            Ok(op) => {
+                self.at = name_at;
+                let (since, version) = (op.since(), self.version);
+                return self.fail(format!("'{name}' came with version {since}, the text is of {version}"));
+            }
             Err(e) => {
                 self.at = name_at;
                 return self.fail(e);
@@ -746,19 +760,18 @@ impl<'a> Parser<'a> {
     fn region(&mut self) -> Parsed<Block> {
         self.keyword("do")?;
         self.depth += 1;
-        if self.depth > MAX_DEPTH {
-            return self.fail(format!("regions nest deeper than {MAX_DEPTH}"));
+        if self.depth > limits::DEPTH {
+            return self.fail(format!("regions nest deeper than {}", limits::DEPTH));
         }
         let outer = self.order.len();
         self.symbol('(')?;
         let mut params = Vec::new();
-        while matches!(self.next.0, Token::Value(_)) {
+        let mut more = matches!(self.next.0, Token::Value(_));
+        while more {
             let (name, v) = self.typed()?;
             self.define(name, v);
             params.push(v);
-            if !self.eat(',')? {
-                break;
-            }
+            more = self.eat(',')?;
         }
         self.symbol(')')?;
         self.symbol('{')?;
@@ -776,6 +789,7 @@ impl<'a> Parser<'a> {
     fn operands(&mut self, name: &str) -> Parsed<Operands> {
         let (mut plain, mut lists, mut mask) = (Vec::new(), Vec::new(), None);
         let mut first_list = None;
+        let mut more = false;
         loop {
             match &self.next.0 {
                 Token::Value(_) => plain.push(self.value()?),
@@ -787,11 +801,15 @@ impl<'a> Parser<'a> {
                 }
                 Token::Word(w) if w == "mask" => {
                     self.take()?;
-                    mask = Some(self.value()?);
+                    if mask.replace(self.value()?).is_some() {
+                        return self.fail("there is a mask already".into());
+                    }
                 }
+                other if more => return self.expected("an operand", &other.clone()),
                 _ => break,
             }
-            if !self.at_symbol('[') && !self.eat(',')? {
+            more = self.eat(',')?;
+            if !more && !self.at_symbol('[') {
                 break;
             }
         }
@@ -844,15 +862,14 @@ impl<'a> Parser<'a> {
             Token::Symbol('[') => {
                 self.take()?;
                 self.depth += 1;
-                if self.depth > MAX_DEPTH {
-                    return self.fail(format!("lists nest deeper than {MAX_DEPTH}"));
+                if self.depth > limits::DEPTH {
+                    return self.fail(format!("lists nest deeper than {}", limits::DEPTH));
                 }
                 let mut items = Vec::new();
-                while !self.at_symbol(']') {
+                let mut more = !self.at_symbol(']');
+                while more {
                     items.push(self.attribute()?);
-                    if !self.eat(',')? {
-                        break;
-                    }
+                    more = self.eat(',')?;
                 }
                 self.symbol(']')?;
                 self.depth -= 1;

@@ -1,7 +1,9 @@
-//! Attribute values as trees, the common ground of the table and the text form.
+//! Attribute values: as trees, the common ground of the table and the text form, and as bytes.
 
 use tongtu_tensor::{CastMode, Combiner, DType, Num, Overflow, Rounding};
 
+use crate::binary::{Reader, Writer, codes};
+use crate::error::TileError;
 use crate::op::{Factor, Ordering, Scope, TileMap};
 
 /// The value of an attribute.
@@ -47,6 +49,12 @@ fn num_text(n: Num) -> String {
 
 /// A type that attributes have.
 pub(crate) trait Attr: Sized {
+    /// What its values are, in words.
+    const KIND: &'static str;
+    /// Writes the binary form.
+    fn write(&self, w: &mut Writer);
+    /// Reads the binary form.
+    fn read(r: &mut Reader) -> Result<Self, TileError>;
     fn to_value(&self) -> Value;
     fn from_value(v: &Value) -> Option<Self>;
     /// The value that text leaves out.
@@ -90,6 +98,13 @@ fn list<T>(v: &Value, each: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
 }
 
 impl Attr for DType {
+    const KIND: &'static str = "element type";
+    fn write(&self, w: &mut Writer) {
+        w.byte(codes::dtype(*self));
+    }
+    fn read(r: &mut Reader) -> Result<DType, TileError> {
+        r.code("element type", codes::dtype_of)
+    }
     fn to_value(&self) -> Value {
         Value::Word(self.name().into())
     }
@@ -99,6 +114,13 @@ impl Attr for DType {
 }
 
 impl Attr for Combiner {
+    const KIND: &'static str = "combiner";
+    fn write(&self, w: &mut Writer) {
+        w.byte(codes::combiner(*self));
+    }
+    fn read(r: &mut Reader) -> Result<Combiner, TileError> {
+        r.code("combiner", codes::combiner_of)
+    }
     fn to_value(&self) -> Value {
         Value::Word(self.name().into())
     }
@@ -108,6 +130,13 @@ impl Attr for Combiner {
 }
 
 impl Attr for usize {
+    const KIND: &'static str = "integer";
+    fn write(&self, w: &mut Writer) {
+        w.size(*self);
+    }
+    fn read(r: &mut Reader) -> Result<usize, TileError> {
+        r.size()
+    }
     fn to_value(&self) -> Value {
         Value::Num(Num::Int(*self as i128))
     }
@@ -117,6 +146,13 @@ impl Attr for usize {
 }
 
 impl Attr for bool {
+    const KIND: &'static str = "`true` or `false`";
+    fn write(&self, w: &mut Writer) {
+        w.byte(u8::from(*self));
+    }
+    fn read(r: &mut Reader) -> Result<bool, TileError> {
+        r.code("truth value", codes::flag_of)
+    }
     fn to_value(&self) -> Value {
         Value::Word(self.to_string())
     }
@@ -129,6 +165,13 @@ impl Attr for bool {
 }
 
 impl Attr for Num {
+    const KIND: &'static str = "number";
+    fn write(&self, w: &mut Writer) {
+        w.num(*self);
+    }
+    fn read(r: &mut Reader) -> Result<Num, TileError> {
+        r.num()
+    }
     fn to_value(&self) -> Value {
         Value::Num(*self)
     }
@@ -141,6 +184,14 @@ impl Attr for Num {
 }
 
 impl Attr for Vec<usize> {
+    const KIND: &'static str = "list of integers";
+    fn write(&self, w: &mut Writer) {
+        w.size(self.len());
+        self.iter().for_each(|n| w.size(*n));
+    }
+    fn read(r: &mut Reader) -> Result<Vec<usize>, TileError> {
+        r.list(Reader::size)
+    }
     fn to_value(&self) -> Value {
         Value::List(self.iter().map(Attr::to_value).collect())
     }
@@ -150,6 +201,14 @@ impl Attr for Vec<usize> {
 }
 
 impl Attr for Vec<bool> {
+    const KIND: &'static str = "list of `true` and `false`";
+    fn write(&self, w: &mut Writer) {
+        w.size(self.len());
+        self.iter().for_each(|b| b.write(w));
+    }
+    fn read(r: &mut Reader) -> Result<Vec<bool>, TileError> {
+        r.list(bool::read)
+    }
     fn to_value(&self) -> Value {
         Value::List(self.iter().map(Attr::to_value).collect())
     }
@@ -159,6 +218,27 @@ impl Attr for Vec<bool> {
 }
 
 impl Attr for TileMap {
+    const KIND: &'static str = "list of factors";
+    fn write(&self, w: &mut Writer) {
+        w.size(self.0.len());
+        for factors in &self.0 {
+            w.size(factors.len());
+            for f in factors {
+                w.size(f.size);
+                w.size(f.dim.map_or(0, |d| d.saturating_add(1)));
+                w.signed(f.step.into());
+            }
+        }
+    }
+    fn read(r: &mut Reader) -> Result<TileMap, TileError> {
+        let factor = |r: &mut Reader| {
+            let (size, dim) = (r.size()?, r.size()?.checked_sub(1));
+            let at = r.at();
+            let step = i64::try_from(r.signed()?).map_err(|_| r.broken(at, "a step beyond 64 bits"))?;
+            Ok(Factor { size, dim, step })
+        };
+        r.list(|r| r.list(factor)).map(TileMap)
+    }
     fn to_value(&self) -> Value {
         let dim = |factors: &Vec<Factor>| match &factors[..] {
             [one] => Value::Factor(*one),
@@ -180,6 +260,15 @@ impl Attr for TileMap {
 }
 
 impl Attr for CastMode {
+    const KIND: &'static str = "`[overflow, rounding]`";
+    fn write(&self, w: &mut Writer) {
+        w.byte(codes::overflow(self.overflow));
+        w.byte(codes::rounding(self.rounding));
+    }
+    fn read(r: &mut Reader) -> Result<CastMode, TileError> {
+        let overflow = r.code("overflow", codes::overflow_of)?;
+        Ok(CastMode { overflow, rounding: r.code("rounding", codes::rounding_of)? })
+    }
     fn to_value(&self) -> Value {
         let overflow = match self.overflow {
             Overflow::Saturate => "saturate",
@@ -217,6 +306,13 @@ impl Attr for CastMode {
 }
 
 impl Attr for Ordering {
+    const KIND: &'static str = "memory order";
+    fn write(&self, w: &mut Writer) {
+        w.byte(codes::ordering(*self));
+    }
+    fn read(r: &mut Reader) -> Result<Ordering, TileError> {
+        r.code("memory order", codes::ordering_of)
+    }
     fn to_value(&self) -> Value {
         Value::Word(
             match self {
@@ -240,6 +336,13 @@ impl Attr for Ordering {
 }
 
 impl Attr for Scope {
+    const KIND: &'static str = "scope";
+    fn write(&self, w: &mut Writer) {
+        w.byte(codes::scope(*self));
+    }
+    fn read(r: &mut Reader) -> Result<Scope, TileError> {
+        r.code("scope", codes::scope_of)
+    }
     fn to_value(&self) -> Value {
         Value::Word(
             match self {

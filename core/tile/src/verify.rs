@@ -7,11 +7,10 @@ use tongtu_tensor::DType;
 use crate::error::TileError;
 use crate::infer::infer;
 use crate::kernel::{Access, Block, Inst, Kernel, ParamKind, Val};
+use crate::limits;
 use crate::op::Op;
 use crate::types::Ty;
 
-/// Greatest nesting of regions.
-const MAX_DEPTH: usize = 64;
 /// Most errors reported for one kernel.
 const MAX_ERRORS: usize = 100;
 
@@ -108,8 +107,8 @@ impl Verifier<'_> {
     }
 
     fn block(&mut self, block: &Block, depth: usize) {
-        if depth > MAX_DEPTH {
-            return self.structure(format!("regions nest deeper than {MAX_DEPTH}"));
+        if depth > limits::DEPTH {
+            return self.structure(format!("regions nest deeper than {}", limits::DEPTH));
         }
         let mut here = Vec::new();
         for &p in &block.params {
