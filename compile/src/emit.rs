@@ -111,6 +111,11 @@ impl<'g> Emitter<'g> {
         }
     }
 
+    /// Writes constant dims into the kernel from now on, where the distance of rows in memory counts.
+    pub fn write_dims(&mut self) {
+        self.size_limit = i64::MAX;
+    }
+
     /// A dim as an `i64` scalar: small constants are written into the kernel, everything else is a parameter, so that
     /// one kernel serves every size.
     pub fn dim(&mut self, d: &Dim) -> Val {

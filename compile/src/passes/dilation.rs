@@ -125,14 +125,22 @@ fn phases(
     }
     // Positions in each residue, the same for all of them; what is too much is cut off at the end.
     let each: Vec<Dim> = (0..rank).map(|s| out[s + 1].ceildiv(&Dim::from(spec.input_dilation[s]))).collect();
-    let mut parts: BTreeMap<Vec<i64>, ValueId> = BTreeMap::new();
-    let mut at = vec![0i64; rank];
+    let mut residues = vec![vec![0i64; rank]];
     loop {
-        let part = one_phase(rw, spec, acc, x, k, &of, &at, &each)?;
-        parts.insert(at.clone(), part);
+        let mut at = residues[residues.len() - 1].clone();
         let Some(s) = (0..rank).rev().find(|&s| at[s] + 1 < spec.input_dilation[s]) else { break };
         at[s] += 1;
         at[s + 1..].fill(0);
+        residues.push(at);
+    }
+    let alike = of.iter().all(|p| p.windows(2).all(|w| (w[0].taps, w[0].low) == (w[1].taps, w[1].low)));
+    if alike && spec.groups == 1 && of.iter().flatten().all(|p| p.taps > 0) {
+        return together(rw, spec, acc, x, k, &of, &residues, &each, &out).map(Some);
+    }
+    let mut parts: BTreeMap<Vec<i64>, ValueId> = BTreeMap::new();
+    for at in residues {
+        let part = one_phase(rw, spec, acc, x, k, &of, &at, &each)?;
+        parts.insert(at, part);
     }
     // Joined from the last dim on: [n, q…, c] to [n, q…, d, …, c] along the dim after each q.
     let channels = out[rank + 1].clone();
@@ -168,6 +176,85 @@ fn phases(
     Ok(Some(rw.one(Op::Slice { start, len: out, step }, &[whole])?))
 }
 
+/// All residues as the channels of one convolution, where they read the same elements.
+#[allow(clippy::too_many_arguments)]
+fn together(
+    rw: &mut Rewriter<'_>,
+    spec: &ConvSpec,
+    acc: DType,
+    x: ValueId,
+    k: ValueId,
+    of: &[Vec<Phase>],
+    residues: &[Vec<i64>],
+    each: &[Dim],
+    out: &[Dim],
+) -> Result<ValueId, GraphError> {
+    let rank = spec.rank();
+    let (dims, kernel) = (rw.dims(x), rw.dims(k));
+    let mut pieces = Vec::new();
+    for at in residues {
+        pieces.push(taps(rw, spec, k, of, at)?);
+    }
+    let axis = role(&spec.kernel, ConvRole::N).unwrap_or(0);
+    let kernels = rw.one(Op::Concat { axis }, &pieces)?;
+    let plain = plain(spec, of, &residues[0], each, &dims);
+    let y = rw.one(Op::Conv { spec: plain, acc }, &[x, kernels])?;
+    // [n, q…, d… × c] to [n, (q, d)…, c].
+    let wide: Vec<usize> = (0..rank).filter(|&s| spec.input_dilation[s] > 1).collect();
+    let mut split = vec![out[0].clone()];
+    split.extend(each.iter().cloned());
+    split.extend(wide.iter().map(|&s| Dim::from(spec.input_dilation[s])));
+    split.push(kernel[axis].clone());
+    let mut order = vec![0];
+    let mut joined = vec![out[0].clone()];
+    for s in 0..rank {
+        order.push(1 + s);
+        order.extend(wide.iter().position(|&w| w == s).map(|i| 1 + rank + i));
+        joined.push(&each[s] * spec.input_dilation[s]);
+    }
+    order.push(split.len() - 1);
+    joined.push(kernel[axis].clone());
+    let y = rw.reshape(y, &split)?;
+    let y = rw.permute(y, &order)?;
+    let y = rw.reshape(y, &joined)?;
+    let (start, step) = (vec![Dim::from(0); out.len()], vec![1; out.len()]);
+    rw.one(Op::Slice { start, len: out.to_vec(), step }, &[y])
+}
+
+/// The taps of a residue.
+fn taps(
+    rw: &mut Rewriter<'_>,
+    spec: &ConvSpec,
+    k: ValueId,
+    of: &[Vec<Phase>],
+    at: &[i64],
+) -> Result<ValueId, GraphError> {
+    let kernel = rw.dims(k);
+    let mut start = vec![Dim::from(0); kernel.len()];
+    let mut len = kernel.clone();
+    let mut step = vec![1; kernel.len()];
+    for s in 0..spec.rank() {
+        let Some(p) = of[s].get(at[s] as usize) else { continue };
+        let Some(place) = role(&spec.kernel, ConvRole::S(s)) else { continue };
+        start[place] = Dim::from(p.tap);
+        len[place] = Dim::from(p.taps);
+        step[place] = spec.input_dilation[s];
+    }
+    rw.one(Op::Slice { start, len, step }, &[k])
+}
+
+/// The convolution of a residue over an operand of these dims.
+fn plain(spec: &ConvSpec, of: &[Vec<Phase>], at: &[i64], each: &[Dim], dims: &[Dim]) -> ConvSpec {
+    let mut plain = spec.clone();
+    plain.input_dilation = vec![1; spec.rank()];
+    for s in 0..spec.rank() {
+        let Some(p) = of[s].get(at[s] as usize) else { continue };
+        let high = &each[s] + (p.taps - 1 - p.low) - &dims[s + 1];
+        plain.pads[s] = (Dim::from(p.low), high);
+    }
+    plain
+}
+
 /// The results at positions `q * d + at`, for `each` values of q.
 #[allow(clippy::too_many_arguments)]
 fn one_phase(
@@ -180,30 +267,14 @@ fn one_phase(
     at: &[i64],
     each: &[Dim],
 ) -> Result<ValueId, GraphError> {
-    let rank = spec.rank();
     let (dims, kernel) = (rw.dims(x), rw.dims(k));
-    let mut plain = spec.clone();
-    plain.input_dilation = vec![1; rank];
-    let mut start = vec![Dim::from(0); kernel.len()];
-    let mut len = kernel.clone();
-    let mut step = vec![1; kernel.len()];
-    let mut nothing = false;
-    for s in 0..rank {
-        let Some(p) = of[s].get(at[s] as usize) else { continue };
-        let Some(place) = role(&spec.kernel, ConvRole::S(s)) else { continue };
-        nothing |= p.taps == 0;
-        start[place] = Dim::from(p.tap);
-        len[place] = Dim::from(p.taps);
-        step[place] = spec.input_dilation[s];
-        let high = &each[s] + (p.taps - 1 - p.low) - &dims[s + 1];
-        plain.pads[s] = (Dim::from(p.low), high);
-    }
+    let nothing = of.iter().zip(at).any(|(p, &r)| p.get(r as usize).is_some_and(|p| p.taps == 0));
     if nothing {
         let mut out = vec![dims[0].clone()];
         out.extend(each.iter().cloned());
         out.extend(role(&spec.kernel, ConvRole::N).map(|p| kernel[p].clone()));
         return rw.full(acc, acc.decode(acc.encode(Num::Int(0), Default::default())), &out);
     }
-    let taps = rw.one(Op::Slice { start, len, step }, &[k])?;
-    rw.one(Op::Conv { spec: plain, acc }, &[x, taps])
+    let taps = taps(rw, spec, k, of, at)?;
+    rw.one(Op::Conv { spec: plain(spec, of, at, each, &dims), acc }, &[x, taps])
 }

@@ -72,17 +72,32 @@ fn last(rank: usize) -> Vec<ConvRole> {
     [ConvRole::N].into_iter().chain(spatial).chain([ConvRole::C]).collect()
 }
 
+/// Whether a convolution takes its operand with columns last, as it is: so few channels would lie in short runs, and moving them
+/// costs more than it saves.
+fn few_channels(rw: &Rewriter<'_>, spec: &ConvSpec, x: ValueId, k: ValueId) -> bool {
+    let Some(s) = spec.rank().checked_sub(1).map(ConvRole::S) else { return false };
+    let taps = role(&spec.kernel, s).and_then(|p| rw.graph.dims(k)[p].as_const());
+    let channels = role(&spec.input, ConvRole::C).and_then(|p| rw.graph.dims(x)[p].as_const());
+    spec.groups == 1
+        && spec.input_dilation.iter().all(|&d| d == 1)
+        && spec.input.last() == Some(&s)
+        && channels.is_some_and(|c| c <= 4)
+        && taps.is_some_and(|t| (2..=16).contains(&t))
+        && permute_of(rw, x).is_none()
+}
+
 fn channels_last(rw: &mut Rewriter<'_>, spec: &ConvSpec, acc: DType, x: ValueId, k: ValueId) -> Rewritten {
     let want = last(spec.rank());
-    if spec.rank() == 0 || spec.input == want && spec.output == want {
+    let have = if few_channels(rw, spec, x, k) { &spec.input } else { &want };
+    if spec.rank() == 0 || spec.input == *have && spec.output == want {
         return Ok(None);
     }
     let order =
         |from: &[ConvRole], to: &[ConvRole]| to.iter().map(|r| role(from, *r)).collect::<Option<Vec<_>>>();
-    let (Some(there), Some(back)) = (order(&spec.input, &want), order(&want, &spec.output)) else {
+    let (Some(there), Some(back)) = (order(&spec.input, have), order(&want, &spec.output)) else {
         return Ok(None);
     };
-    let spec = ConvSpec { input: want.clone(), output: want, ..spec.clone() };
+    let spec = ConvSpec { input: have.clone(), output: want, ..spec.clone() };
     let x = rw.permute(x, &there)?;
     let y = rw.one(Op::Conv { spec, acc }, &[x, k])?;
     Ok(Some(vec![rw.permute(y, &back)?]))

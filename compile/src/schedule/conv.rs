@@ -8,18 +8,21 @@
 use tongtu_graph::{ConvRole, ConvSpec, Op, ValueId};
 use tongtu_tensor::DType;
 use tongtu_tensor::dim::Dim;
-use tongtu_tensor::scalar::Binary;
+use tongtu_tensor::scalar::{Binary, Compare};
 use tongtu_tile::{Access, Factor, TileMap, Val};
 
-use super::contract::{
-    compute_type, cover_rows, epilogue, epilogue_view, heavy_epilogue, register_tile, row_tiles,
-};
+use super::contract::{compute_type, epilogue, epilogue_view, heavy_epilogue, register_tile};
+use super::taps::{TapLine, cut, tap_loops};
 use super::{Pack, Request, Scheduled, blocks, delinear, multiple, product};
 use crate::emit::{CAST, Coord, Emitter, zero_of};
 use crate::error::Error;
 
 /// Bytes of input rows an instance keeps in scratch.
 const ROWS_BYTES: i64 = 384 * 1024;
+/// Most output columns of an instance.
+const MAX_COLUMNS: i64 = 4096;
+/// Instances that there should be at least, so that several threads have work.
+const INSTANCES: i64 = 8;
 
 struct Conv<'a> {
     spec: &'a ConvSpec,
@@ -78,7 +81,8 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
     direct(r, &c)
 }
 
-/// One input channel a group: vectors along the channels.
+/// One input channel a group: vectors along the channels. A tile of neighbouring outputs loads the columns that it needs once for
+/// each row of taps.
 fn depthwise(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
     let g = r.graph;
     let spec = c.spec;
@@ -87,37 +91,56 @@ fn depthwise(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
     let ct = compute_type(c.acc);
     let lanes = r.machine.lanes(ct);
     let channels = c.output_dim(r, ConvRole::C).clone();
+    let width = c.output_dim(r, ConvRole::S(last)).clone();
     let input = g.inputs.iter().position(|&v| v == c.kernel);
+    let input = input.ok_or_else(|| Error::unsupported("conv", r.loc, "a computed kernel"))?;
     let mut s = Scheduled::default();
-    let cl = match channels.as_const() {
-        Some(n) if n <= lanes as i64 => lanes,
-        _ => 2 * lanes,
+    // Columns of the input that a tile of outputs reads: its taps by the remainder of their place, each with a run of
+    // columns a stride apart.
+    let (stride, dilation) = (spec.strides[last], spec.dilation[last]);
+    let mut runs: Vec<(i64, i64)> = Vec::new();
+    let mut taps: Vec<(usize, usize)> = Vec::new();
+    for k in 0..c.taps[last] {
+        let place = k * dilation;
+        // Far taps share no columns.
+        let (from, shift) = if dilation > stride { (place, 0) } else { (place % stride, place / stride) };
+        let run = runs.iter().position(|r| r.0 == from).unwrap_or_else(|| {
+            runs.push((from, 0));
+            runs.len() - 1
+        });
+        runs[run].1 = runs[run].1.max(shift);
+        taps.push((run, shift as usize));
+    }
+    // The most outputs whose accumulators and columns stay in registers.
+    let shared = dilation <= stride;
+    let most = |vectors: usize| {
+        let extra: i64 = if shared { runs.iter().map(|r| r.1).sum() } else { 0 };
+        let lists = 1 + if shared { runs.len() } else { 1 };
+        ((r.machine.registers / vectors).saturating_sub(1 + extra as usize) / lists).clamp(1, 14)
     };
+    let known = width.as_const();
+    let even = multiple(&channels, 2 * lanes);
+    let vectors = if even && known.is_none_or(|w| w <= most(2) as i64) { 2 } else { 1 };
+    let (cl, most) = (vectors * lanes, most(vectors));
     // Taps first, channels in panels.
     let mut perm = vec![Conv::at(&spec.kernel, ConvRole::N)];
     perm.extend((0..rank).map(|i| Conv::at(&spec.kernel, ConvRole::S(i))));
     perm.push(Conv::at(&spec.kernel, ConvRole::C));
-    let input = input.ok_or_else(|| Error::unsupported("conv", r.loc, "a computed kernel"))?;
     let pack = Pack { input, perm, columns: 0, width: cl };
     let packed_dims = pack.dims(g.dims(c.kernel));
     let arg = pack.place(r, &mut s)?;
 
     let mut e = Emitter::new(r.name, g);
+    e.write_dims();
     e.leaves_of(&g.outputs, &[c.out])?;
     e.leaves_of(&[c.input], &[])?;
     let wb = e.buffer(arg, g.dtype(c.kernel), Access::Read);
     let (wv, wstrides) = e.view(wb, &packed_dims)?;
     let outs = (0..g.outputs.len()).map(|i| e.output(i)).collect::<Result<Vec<_>, _>>()?;
     let zero = e.b.int(0);
-    let width = c.output_dim(r, ConvRole::S(rank - 1)).clone();
-    let mw = match width.as_const() {
-        Some(n) if n < 6 => n.max(1) as usize,
-        Some(n) => (4..=7).rev().min_by_key(|t| (n as usize).div_ceil(*t) * t).unwrap_or(4),
-        None => 6,
-    };
     // The grid: batch and outer spatial positions, then panels of channels.
     let mut outer_dims = vec![c.output_dim(r, ConvRole::N).clone()];
-    outer_dims.extend((0..rank - 1).map(|i| c.output_dim(r, ConvRole::S(i)).clone()));
+    outer_dims.extend((0..last).map(|i| c.output_dim(r, ConvRole::S(i)).clone()));
     let pid = e.b.program_id(0)?;
     let outer = delinear(&mut e, pid, &outer_dims)?;
     let panels = channels.ceildiv(&Dim::from(cl as i64));
@@ -127,60 +150,57 @@ fn depthwise(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
         Coord::Affine { base, .. } => base,
         Coord::Tile { index, .. } => index,
     };
-    // Output columns whose windows lie inside the input are computed in tiles without checks, the others one by one.
-    let (stride, reach) = (spec.strides[last], (c.taps[last] - 1) * spec.dilation[last]);
-    let in_width = c.input_dim(r, ConvRole::S(last));
-    let (none, pad) = (Dim::from(0), &spec.pads[last].0);
-    let left = pad.max(&none).ceildiv(&Dim::from(stride)).min(&width);
-    let right = (in_width + pad - reach - 1).floordiv(&Dim::from(stride)) + 1;
-    let right = right.min(&width).max(&left);
-    let (left_v, right_v) = (e.dim(&left), e.dim(&right));
     // Taps that stay inside along the other dims.
     let mut ranges = Vec::new();
     for s in 0..last {
-        let start = e.b.mul_int(scalar(outer[1 + s]), spec.strides[s])?;
-        let low = e.dim(&spec.pads[s].0);
-        let start = e.b.sub(start, low)?;
-        let below = e.b.sub(zero, start)?;
-        let below = e.b.max(below, zero)?;
-        let lo = e.b.ceil_div_int(below, spec.dilation[s])?;
-        let n = e.dim(c.input_dim(r, ConvRole::S(s)));
-        let room = e.b.sub(n, start)?;
-        let room = e.b.max(room, zero)?;
-        let hi = e.b.ceil_div_int(room, spec.dilation[s])?;
-        let taps = e.b.int(c.taps[s]);
-        ranges.push((start, lo, e.b.min(hi, taps)?));
+        let line = TapLine {
+            taps: c.taps[s],
+            stride: spec.strides[s],
+            dilation: spec.dilation[s],
+            low: &spec.pads[s].0,
+            len: c.input_dim(r, ConvRole::S(s)),
+        };
+        ranges.push(line.range(&mut e, scalar(outer[1 + s]))?);
     }
-    let finish_view = if heavy_epilogue(g) { Some(epilogue_view(&mut e, ct, mw, cl)?) } else { None };
+    let tiles = cut(&mut e, zero, width_v, known, most)?;
+    let largest = tiles.iter().map(|t| t.0).max().unwrap_or(1);
+    let finish_view = if heavy_epilogue(g) { Some(epilogue_view(&mut e, ct, largest, cl)?) } else { None };
+    let low = e.dim(&spec.pads[last].0);
+    let padded = spec.pads[last].0 != 0 || spec.pads[last].1 != 0 || known.is_none();
     let in_rank = g.dims(c.input).len();
     e.for_loop(zero, panels_v, 1, &[], |e, p, _| {
         let c0 = e.b.mul_int(p, cl as i64)?;
-        let columns = |e: &mut Emitter<'_>, w0: Val, size: usize, inside: bool| -> Result<(), Error> {
+        let columns = |e: &mut Emitter<'_>, w0: Val, size: usize| -> Result<(), Error> {
             e.shape = vec![size, cl];
             let acc = e.b.full(ct, &[size, cl], zero_of(ct))?;
             let first = e.b.mul_int(w0, stride)?;
-            let low = e.dim(pad);
             let first = e.b.sub(first, low)?;
-            let (mut at, mut tap) = (vec![zero; last], vec![zero; last]);
-            let acc = tap_loops(e, &ranges, spec, &mut at, &mut tap, acc, &mut |e, at, tap, mut acc| {
-                for k in 0..c.taps[last] {
+            let acc = tap_loops(e, &ranges, acc, &mut |e, at, tap, mut acc| {
+                let mut loaded = Vec::new();
+                for &(from, more) in &runs {
+                    e.shape = vec![size + more as usize, cl];
                     let mut coords = vec![Coord::at(zero); in_rank];
                     for (d, role) in spec.input.iter().enumerate() {
                         coords[d] = match *role {
                             ConvRole::N => outer[0],
                             ConvRole::C => Coord::along(c0, 1, exact),
                             ConvRole::S(i) if i == last => {
-                                let base = e.b.add_int(first, k * spec.dilation[last])?;
-                                Coord::Affine { base, lane: Some((0, stride)), inside }
+                                let base = e.b.add_int(first, from)?;
+                                Coord::Affine { base, lane: Some((0, stride)), inside: !padded }
                             }
                             ConvRole::S(i) => Coord::at(at[i]),
                         };
                     }
                     let x = e.emit(c.input, &coords)?;
                     let x = e.b.cast(x, ct, CAST)?;
+                    loaded.push(e.full(x)?);
+                }
+                e.shape = vec![size, cl];
+                for (k, &(run, shift)) in taps.iter().enumerate() {
+                    let x = e.b.extract(loaded[run], &[shift, 0], &[size, cl])?;
                     let mut wc = vec![Coord::at(p)];
                     wc.extend(tap.iter().map(|&t| Coord::at(t)));
-                    wc.push(Coord::at(e.b.int(k)));
+                    wc.push(Coord::at(e.b.int(k as i64)));
                     wc.push(Coord::at(zero));
                     wc.push(Coord::along(zero, 1, true));
                     let w = e.load_view(wb, wv, &wstrides, &packed_dims, &wc, zero_of(g.dtype(c.kernel)))?;
@@ -196,14 +216,15 @@ fn depthwise(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
                 Ok(acc)
             })?;
             epilogue(e, c.out, acc, finish_view, &outs, &mut |e, line| {
+                let inside = known.is_some();
                 let mut coords = Vec::new();
                 for role in &spec.output {
                     coords.push(match *role {
                         ConvRole::N => outer[0],
                         ConvRole::C => Coord::along(c0, 1, exact),
                         ConvRole::S(i) if i == last => match line {
-                            None => Coord::along(w0, 0, true),
-                            Some(i) => Coord::at(e.b.add(w0, i)?),
+                            None => Coord::along(w0, 0, inside),
+                            Some(i) => Coord::Affine { base: e.b.add(w0, i)?, lane: None, inside },
                         },
                         ConvRole::S(i) => outer[1 + i],
                     });
@@ -211,49 +232,244 @@ fn depthwise(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
                 Ok(coords)
             })
         };
-        let span = |e: &mut Emitter<'_>, lo: Val, hi: Val, size: usize, inside: bool| {
+        for &(size, lo, hi) in &tiles {
             e.for_loop(lo, hi, size as i64, &[], |e, w0, _| {
-                columns(e, w0, size, inside)?;
+                columns(e, w0, size)?;
                 Ok(vec![])
-            })
-        };
-        let whole = {
-            let inner = e.b.sub(right_v, left_v)?;
-            let mw_v = e.b.int(mw as i64);
-            let rest = e.b.binary(Binary::Rem, inner, mw_v)?;
-            e.b.sub(right_v, rest)?
-        };
-        span(e, zero, left_v, 1, false)?;
-        span(e, left_v, whole, mw, true)?;
-        span(e, whole, width_v, 1, false)?;
+            })?;
+        }
         Ok(vec![])
     })?;
     s.launches.push(e.launch([product(&outer_dims), Dim::from(1), Dim::from(1)]));
     Ok(s)
 }
 
-type Taps<'b> = dyn FnMut(&mut Emitter<'_>, &[Val], &[Val], Val) -> Result<Val, Error> + 'b;
+/// Cuts of one spatial dim of the input as it lies in scratch.
+#[derive(Clone, Copy)]
+struct Window {
+    /// Kernel length.
+    taps: i64,
+    /// Scratch positions from one tap to the next.
+    dilation: i64,
+    /// Scratch positions from one output to the next.
+    step: i64,
+    /// Input positions from one scratch position to the next: with one tap, only what it meets is copied.
+    jump: i64,
+}
 
-/// Loops over the taps of all spatial dims but the last, each over the range that stays inside the input; the body gets
-/// the input positions and the taps.
-fn tap_loops(
-    e: &mut Emitter<'_>,
-    ranges: &[(Val, Val, Val)],
-    spec: &ConvSpec,
-    at: &mut Vec<Val>,
-    tap: &mut Vec<Val>,
-    acc: Val,
-    body: &mut Taps<'_>,
-) -> Result<Val, Error> {
-    let s = at.len() - ranges.len();
-    let Some((&(start, lo, hi), rest)) = ranges.split_first() else { return body(e, at, tap, acc) };
-    let r = e.for_loop(lo, hi, 1, &[acc], |e, k, carried| {
-        let step = e.b.mul_int(k, spec.dilation[s])?;
-        at[s] = e.b.add(start, step)?;
-        tap[s] = k;
-        Ok(vec![tap_loops(e, rest, spec, at, tap, carried[0], body)?])
+impl Window {
+    fn new(taps: i64, stride: i64, dilation: i64) -> Window {
+        let (step, jump) = if taps == 1 { (1, stride) } else { (stride, 1) };
+        Window { taps, dilation, step, jump }
+    }
+    /// Scratch positions beyond `n` steps that the last output reads.
+    fn rest(&self) -> i64 {
+        (self.taps - 1) * self.dilation + 1 - self.step
+    }
+    /// Scratch positions that `n` outputs read.
+    fn span(&self, n: i64) -> i64 {
+        n * self.step + self.rest()
+    }
+    fn span_of(&self, e: &mut Emitter<'_>, n: Val) -> Result<Val, Error> {
+        let far = e.b.mul_int(n, self.step)?;
+        Ok(e.b.add_int(far, self.rest())?)
+    }
+}
+
+/// Runs `body` for all positions of nested loops of these lengths.
+fn nest(e: &mut Emitter<'_>, lens: &[Val], at: &mut Vec<Val>, body: &mut Nested<'_>) -> Result<(), Error> {
+    let Some((&n, rest)) = lens.split_first() else {
+        return body(e, at);
+    };
+    let zero = e.b.int(0);
+    e.for_loop(zero, n, 1, &[], |e, i, _| {
+        at.push(i);
+        nest(e, rest, at, body)?;
+        at.pop();
+        Ok(vec![])
     })?;
-    Ok(r[0])
+    Ok(())
+}
+
+type Nested<'b> = dyn FnMut(&mut Emitter<'_>, &[Val]) -> Result<(), Error> + 'b;
+
+/// The input rows of an instance, and where they go.
+struct Copy<'a> {
+    windows: &'a [Window],
+    /// First output along each spatial dim.
+    start: &'a [Val],
+    /// Scratch positions along each spatial dim.
+    lens: &'a [Val],
+    /// Length of each dim but the last two in scratch: rows and columns.
+    outer: &'a [i64],
+    batch: Coord,
+    first_channel: Val,
+    channels: i64,
+    /// All of scratch, one element after another.
+    scratch: Val,
+    /// Columns of a row in scratch.
+    columns: Val,
+    /// Elements of a row in scratch.
+    line: Val,
+    /// Whether a row holds one channel after another, not one column after another.
+    planar: bool,
+    width: usize,
+}
+
+/// Copies input rows to scratch, padding written out. A block may write past the end of its row: what comes there is written later.
+fn copy_rows(r: &Request<'_>, e: &mut Emitter<'_>, c: &Conv<'_>, p: &Copy<'_>) -> Result<(), Error> {
+    let g = r.graph;
+    let spec = c.spec;
+    let last = spec.rank() - 1;
+    let ct = compute_type(c.acc);
+    let zero = e.b.int(0);
+    let dims = g.dims(c.input).to_vec();
+    let in_order = spec.input.iter().enumerate().all(|(i, role)| match *role {
+        ConvRole::N => i == 0,
+        ConvRole::S(s) => i == s + 1,
+        ConvRole::C => i == last + 2,
+    });
+    let unit = if p.planar { 1 } else { p.channels };
+    // Whole rows lie together in memory, columns and channels.
+    let whole = in_order && p.windows[last].jump == 1 && spec.groups == 1;
+    let rows = match e.buffer_of(c.input) {
+        Some(buffer) if whole => {
+            let dims = [product(&dims[..=last]), product(&dims[last + 1..])];
+            Some((buffer, e.view(buffer, &dims)?, dims))
+        }
+        _ => None,
+    };
+    let spread = |e: &mut Emitter<'_>, n: Val| e.b.mul_int(n, unit);
+    let origin = |e: &mut Emitter<'_>, s: usize| -> Result<Val, Error> {
+        let at = e.b.mul_int(p.start[s], spec.strides[s])?;
+        let low = e.dim(&spec.pads[s].0);
+        Ok(e.b.sub(at, low)?)
+    };
+    // Columns of a row that are inside the input.
+    let first = origin(e, last)?;
+    let (need, in_width) = (p.lens[last], e.dim(c.input_dim(r, ConvRole::S(last))));
+    let jump = p.windows[last].jump;
+    let below = e.b.sub(zero, first)?;
+    let below = e.b.max(below, zero)?;
+    let below = e.b.ceil_div_int(below, jump)?;
+    let lo = e.b.min(below, need)?;
+    let room = e.b.sub(in_width, first)?;
+    let room = e.b.max(room, zero)?;
+    let room = e.b.ceil_div_int(room, jump)?;
+    let hi = e.b.min(room, need)?;
+    let hi = e.b.max(hi, lo)?;
+    let end = spread(e, need)?;
+    let mut origins = Vec::new();
+    for s in 0..last {
+        let n = e.dim(c.input_dim(r, ConvRole::S(s)));
+        origins.push((origin(e, s)?, n));
+    }
+    e.shape = vec![p.width];
+    let put = |e: &mut Emitter<'_>, base: Val, tile: Val, i: Val| -> Result<(), Error> {
+        let to = e.b.add(base, i)?;
+        e.store_view(p.scratch, tile, &[Coord::along(to, 0, true)])
+    };
+    let pad = |e: &mut Emitter<'_>, base: Val, lo: Val, hi: Val| {
+        e.for_loop(lo, hi, p.width as i64, &[], |e, i, _| {
+            let t = e.b.full(ct, &[p.width], zero_of(ct))?;
+            put(e, base, t, i)?;
+            Ok(vec![])
+        })
+    };
+    nest(e, &p.lens[..last], &mut Vec::new(), &mut |e, at| {
+        let mut line = zero;
+        let mut inside: Option<Val> = None;
+        let mut places = Vec::new();
+        for (s, &i) in at.iter().enumerate() {
+            let len = e.b.int(p.outer[s]);
+            let scaled = e.b.mul(line, len)?;
+            line = e.b.add(scaled, i)?;
+            let far = e.b.mul_int(i, p.windows[s].jump)?;
+            let place = e.b.add(origins[s].0, far)?;
+            places.push(place);
+            let above = e.b.compare(Compare::Ge, place, zero)?;
+            let below = e.b.compare(Compare::Lt, place, origins[s].1)?;
+            let both = e.b.binary(Binary::And, above, below)?;
+            inside = Some(match inside {
+                Some(x) => e.b.binary(Binary::And, x, both)?,
+                None => both,
+            });
+        }
+        // A row outside is all padding.
+        let (lo, hi) = match inside {
+            Some(x) => (e.b.select(x, lo, need)?, e.b.select(x, hi, need)?),
+            None => (lo, hi),
+        };
+        let base = e.b.mul(line, p.line)?;
+        let coords = |channel: Coord, column: Coord| -> Vec<Coord> {
+            let of = |role: &ConvRole| match *role {
+                ConvRole::N => p.batch,
+                ConvRole::C => channel,
+                ConvRole::S(s) if s == last => column,
+                ConvRole::S(s) => Coord::at(places[s]),
+            };
+            spec.input.iter().map(of).collect()
+        };
+        if p.planar {
+            let count = e.b.int(p.channels);
+            e.for_loop(zero, count, 1, &[], |e, ch, _| {
+                let skip = e.b.mul(ch, p.columns)?;
+                let base = e.b.add(base, skip)?;
+                pad(e, base, zero, lo)?;
+                blocks(e, lo, hi, p.width, false, &[], |e, i, inside, _| {
+                    let column = e.b.add(first, i)?;
+                    let t = e.emit(c.input, &coords(Coord::at(ch), Coord::along(column, 0, inside)))?;
+                    let t = e.b.cast(t, ct, CAST)?;
+                    let t = e.full(t)?;
+                    put(e, base, t, i)?;
+                    Ok(vec![])
+                })?;
+                pad(e, base, hi, need)?;
+                Ok(vec![])
+            })?;
+            return Ok(());
+        }
+        let (from, to) = (spread(e, lo)?, spread(e, hi)?);
+        pad(e, base, zero, from)?;
+        if let Some((buffer, (view, strides), dims)) = &rows {
+            let mut row = match p.batch {
+                Coord::Affine { base, .. } => base,
+                Coord::Tile { index, .. } => index,
+            };
+            for (s, &place) in places.iter().enumerate() {
+                let scaled = e.b.mul(row, origins[s].1)?;
+                row = e.b.add(scaled, place)?;
+            }
+            let offset = spread(e, first)?;
+            blocks(e, from, to, p.width, false, &[], |e, i, inside, _| {
+                let at = e.b.add(offset, i)?;
+                let coords = [Coord::at(row), Coord::along(at, 0, inside)];
+                let t = e.load_view(*buffer, *view, strides, dims, &coords, zero_of(g.dtype(c.input)))?;
+                let t = e.b.cast(t, ct, CAST)?;
+                put(e, base, t, i)?;
+                Ok(vec![])
+            })?;
+        } else {
+            let count = e.b.int(p.channels);
+            e.for_loop(lo, hi, 1, &[], |e, i, _| {
+                let column = e.b.mul_int(i, jump)?;
+                let column = e.b.add(first, column)?;
+                let i = spread(e, i)?;
+                let exact = p.channels % p.width as i64 == 0;
+                blocks(e, zero, count, p.width, exact, &[], |e, ch, inside, _| {
+                    let channel = e.b.add(p.first_channel, ch)?;
+                    let t = e.emit(c.input, &coords(Coord::along(channel, 0, inside), Coord::at(column)))?;
+                    let t = e.b.cast(t, ct, CAST)?;
+                    let t = e.full(t)?;
+                    let i = e.b.add(i, ch)?;
+                    put(e, base, t, i)?;
+                    Ok(vec![])
+                })
+            })?;
+        }
+        pad(e, base, to, end)?;
+        Ok(())
+    })
 }
 
 /// The general convolution.
@@ -269,24 +485,19 @@ fn direct(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
     let (groups, ocg) = (spec.groups, oc / spec.groups);
     let input =
         g.inputs.iter().position(|&v| v == c.kernel).ok_or_else(|| unsupported("a computed kernel"))?;
+    let last = rank - 1;
+    let width = c.output_dim(r, ConvRole::S(last)).clone();
+    let height = if rank >= 2 { c.output_dim(r, ConvRole::S(last - 1)).clone() } else { Dim::from(1) };
+    let windows: Vec<Window> =
+        (0..rank).map(|s| Window::new(c.taps[s], spec.strides[s], spec.dilation[s])).collect();
     let (mut mr, mut vectors) = register_tile(r);
-    if ocg <= lanes as i64 {
+    if (ocg as usize).next_multiple_of(lanes) < (ocg as usize).next_multiple_of(lanes * vectors) {
         vectors = 1;
         mr = if r.machine.registers >= 32 { 24 } else { 10 };
     }
     let nr = lanes * vectors;
-    let last = rank - 1;
-    let width = c.output_dim(r, ConvRole::S(last)).clone();
-    let (register_rows, mut lines) = (mr, 1usize);
-    if let Some(w) = width.as_const() {
-        // The tile length that wastes least at the end of a row.
-        mr = (mr / 2..=mr).rev().min_by_key(|t| (w as usize).div_ceil(*t)).unwrap_or(mr);
-        mr = mr.min((w.max(1)) as usize);
-        // Short rows: one register tile takes several.
-        if rank >= 2 && mr as i64 == w {
-            lines = (register_rows / mr).max(1);
-        }
-    }
+    // Columns next to each other in memory stay so in scratch.
+    let planar = spec.input.last() == Some(&ConvRole::S(last)) && windows[last].jump == 1 && groups == 1;
 
     let mut s = Scheduled::default();
     // Kernel: for a grouped convolution the group's output channels must start a panel.
@@ -294,7 +505,7 @@ fn direct(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
     let nr = if whole_panels { nr } else { divisor(ocg, nr) };
     let mut perm = vec![Conv::at(&spec.kernel, ConvRole::N)];
     perm.extend((0..rank).map(|i| Conv::at(&spec.kernel, ConvRole::S(i))));
-    perm.push(Conv::at(&spec.kernel, ConvRole::C));
+    perm.insert(if planar { rank } else { rank + 1 }, Conv::at(&spec.kernel, ConvRole::C));
     let pack = Pack { input, perm, columns: 0, width: nr };
     // A panel's taps and channels as one dim.
     let taps: i64 = c.taps.iter().product();
@@ -302,67 +513,70 @@ fn direct(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
     let arg = pack.place(r, &mut s)?;
     let group_panels = (ocg + nr as i64 - 1) / nr as i64;
 
-    // Input rows in scratch: [rows…, columns, channels].
-    let span = |s: usize, n: i64| (n - 1) * spec.strides[s] + (c.taps[s] - 1) * spec.dilation[s] + 1;
-    let row_bytes = |cols: i64| cols * ic * ct.bits() as i64 / 8;
-    let max_cols = match width.as_const() {
-        Some(w) => w.max(1),
-        None => 1 << 20,
+    // An instance: some rows and columns of outputs, whose input rows fit in scratch.
+    let bytes = ct.bits() as i64 / 8;
+    let others: i64 = windows[..last.saturating_sub(1)].iter().map(|w| w.span(1)).product();
+    let fits = |rows: i64, columns: i64| {
+        let lines = if rank >= 2 { windows[last - 1].span(rows) } else { 1 };
+        others * lines * windows[last].span(columns) * ic * bytes <= ROWS_BYTES
     };
-    let outer_taps: i64 = (0..last).map(|s| span(s, 1)).product();
-    let mut wb = max_cols;
-    while wb > mr as i64 && outer_taps * row_bytes(span(last, wb)) > ROWS_BYTES {
-        wb = (wb / 2).max(mr as i64);
+    let known = height.as_const();
+    let mut rows = if known.is_some() || rank < 2 { 1 } else { 4 };
+    let mut columns = width.as_const().unwrap_or(MAX_COLUMNS).clamp(1, MAX_COLUMNS);
+    while columns > mr as i64 && !fits(rows, columns) {
+        columns = (columns / 2).max(mr as i64);
     }
-    wb = wb.min(4096);
-    // Several output rows along the last but one spatial dim share their input rows.
-    let mut rows = 1i64;
-    if rank >= 2 {
-        let height = c.output_dim(r, ConvRole::S(last - 1)).as_const().unwrap_or(8).max(1);
-        let others: i64 = (0..last - 1).map(|s| span(s, 1)).product();
-        while rows < height.min(8)
-            && others * span(last - 1, rows + 1) * row_bytes(span(last, wb)) <= ROWS_BYTES
-        {
+    if let Some(h) = known.map(|h| h.max(1)) {
+        while rows < h.min(8) && fits(rows + 1, columns) {
             rows += 1;
         }
-        rows = (height + (height + rows - 1) / rows - 1) / ((height + rows - 1) / rows);
+        // As even as can be.
+        let blocks = (h + rows - 1) / rows;
+        rows = (h + blocks - 1) / blocks;
     }
-    let cols = span(last, wb);
-    let mut scratch_dims: Vec<i64> =
-        (0..last).map(|s| if s + 1 == last { span(s, rows) } else { span(s, 1) }).collect();
-    scratch_dims.push(cols);
-    scratch_dims.push(ic);
-    let scratch_len: i64 = scratch_dims.iter().product();
+    let single = width.as_const().filter(|&w| w <= columns);
+    if single.is_none() {
+        columns = (columns / mr as i64).max(1) * mr as i64;
+    }
+    // Short rows: one register tile takes several.
+    let lines = match single {
+        Some(w) if rank >= 2 && w > 0 => (mr as i64 / w).clamp(1, rows.max(1)) as usize,
+        _ => 1,
+    };
+    let slack = 4 * lanes + mr * (windows[last].step * ic) as usize;
+    let cols = windows[last].span(columns);
+    let mut outer_len: Vec<i64> = windows[..last].iter().map(|w| w.span(1)).collect();
+    if rank >= 2 {
+        outer_len[last - 1] = windows[last - 1].span(rows);
+    }
+    let flat_rows: i64 = outer_len.iter().product();
 
     let mut e = Emitter::new(r.name, g);
+    e.write_dims();
     e.leaves_of(&g.outputs, &[c.out])?;
     e.leaves_of(&[c.input], &[])?;
     let kb = e.buffer(arg, g.dtype(c.kernel), Access::Read);
     let (kv, kstrides) = e.view(kb, &panel_dims)?;
     let outs = (0..g.outputs.len()).map(|i| e.output(i)).collect::<Result<Vec<_>, _>>()?;
     let (zero, one) = (e.b.int(0), e.b.int(1));
-    let pad_lanes = 4 * lanes;
-    let scratch = e.b.alloc(ct, scratch_len as usize + pad_lanes)?;
-    let sdims: Vec<Val> = scratch_dims.iter().map(|&d| e.b.int(d)).collect();
-    let sstrides: Vec<i64> =
-        (0..scratch_dims.len()).map(|i| scratch_dims[i + 1..].iter().product()).collect();
-    let ss: Vec<Val> = sstrides.iter().map(|&d| e.b.int(d)).collect();
-    let sv = e.b.view(scratch, zero, &sdims, &ss)?;
-    let lines = lines.min(rows as usize);
-    let by_line = lines > 1 || heavy_epilogue(g);
-    let finish_view = if by_line { Some(epilogue_view(&mut e, ct, mr * lines, nr)?) } else { None };
-    // The same memory as [rows…, everything in a row].
-    let flat_rows: i64 = scratch_dims[..last].iter().product();
-    let row_len = cols * ic;
-    let (fr, fl) = (e.b.int(flat_rows), e.b.int(row_len));
-    let flat = e.b.view(scratch, zero, &[fr, fl], &[fl, one])?;
 
-    // The grid: batch × groups × outer positions, blocks of rows × blocks of columns.
-    let rows_dim = if rank >= 2 { c.output_dim(r, ConvRole::S(last - 1)).clone() } else { Dim::from(1) };
-    let row_blocks = rows_dim.ceildiv(&Dim::from(rows));
-    let col_blocks = width.ceildiv(&Dim::from(wb));
+    // The grid: columns × rows × (batch, groups, outer positions, parts of the panels).
+    let row_blocks = height.ceildiv(&Dim::from(rows.max(1)));
+    let col_blocks = width.ceildiv(&Dim::from(columns));
+    let block = width.ceildiv(&(col_blocks.max(&Dim::from(1)) * mr as i64)) * mr as i64;
     let mut outer_dims = vec![c.output_dim(r, ConvRole::N).clone(), Dim::from(groups)];
     outer_dims.extend((0..last.saturating_sub(1)).map(|i| c.output_dim(r, ConvRole::S(i)).clone()));
+    let instances = product(&[product(&outer_dims), row_blocks.clone(), col_blocks.clone()]);
+    // Parts of the panels, where there are few instances and copying the rows again costs little.
+    let per_panel = taps / windows.iter().map(|w| w.step).product::<i64>().max(1);
+    let least = (8 / per_panel.max(1)).max(1);
+    let parts = match instances.as_const() {
+        Some(n) if n > 0 => ((INSTANCES + n - 1) / n).min(group_panels / least).max(1),
+        _ => 1,
+    };
+    let part_panels = (group_panels + parts - 1) / parts;
+    let parts = (group_panels + part_panels - 1) / part_panels.max(1);
+    outer_dims.push(Dim::from(parts));
     let pid_outer = e.b.program_id(2)?;
     let outer = delinear(&mut e, pid_outer, &outer_dims)?;
     let scalar = |c: &Coord| match c {
@@ -372,185 +586,220 @@ fn direct(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
     let group = scalar(&outer[1]);
     let (pid_row, pid_col) = (e.b.program_id(1)?, e.b.program_id(0)?);
     let row0 = e.b.mul_int(pid_row, rows)?;
-    let col0 = e.b.mul_int(pid_col, wb)?;
-    let (rows_v, width_v) = (e.dim_param(&rows_dim), e.dim_param(&width));
+    let block_v = match single {
+        Some(w) => e.b.int(w),
+        None => e.dim_param(&block),
+    };
+    let col0 = e.b.mul(pid_col, block_v)?;
+    let (rows_v, width_v) = (e.dim_param(&height), e.dim_param(&width));
     let row_end = e.b.add_int(row0, rows)?;
     let row_hi = e.b.min(row_end, rows_v)?;
-    let col_end = e.b.add_int(col0, wb)?;
-    let col_hi = e.b.min(col_end, width_v)?;
-    let first_channel = e.b.mul_int(group, ic)?;
+    let col_end = e.b.add(col0, block_v)?;
+    let col_hi = if single.is_some() { col_end } else { e.b.min(col_end, width_v)? };
 
-    // Copy the rows, padding written out.
-    let rank_in = g.dims(c.input).len();
-    let mut copy_dims: Vec<i64> = scratch_dims[..last].to_vec();
-    copy_dims.push(cols);
-    let copies: i64 = copy_dims.iter().product();
-    let wide = (ic as usize).next_power_of_two().min(pad_lanes);
-    let copies_v = e.b.int(copies);
-    let ic_v = e.b.int(ic);
-    e.for_loop(zero, copies_v, 1, &[], |e, i, _| {
-        let dims: Vec<Dim> = copy_dims.iter().map(|&d| Dim::from(d)).collect();
-        let mut at = Vec::new();
-        let mut rest = i;
-        for d in dims.iter().skip(1).rev() {
-            let n = e.b.int(d.as_const().unwrap_or(1));
-            at.push(e.b.binary(Binary::Rem, rest, n)?);
-            rest = e.b.div(rest, n)?;
-        }
-        at.push(rest);
-        at.reverse();
-        e.shape = vec![wide];
-        blocks(e, zero, ic_v, wide, ic % wide as i64 == 0, &[], |e, ch, inside, _| {
-            let mut coords = vec![Coord::at(zero); rank_in];
-            let channel = e.b.add(first_channel, ch)?;
-            for (d, role) in spec.input.iter().enumerate() {
-                coords[d] = match *role {
-                    ConvRole::N => outer[0],
-                    ConvRole::C => Coord::along(channel, 0, inside),
-                    ConvRole::S(s) => {
-                        let start = if s == last {
-                            col0
-                        } else if s + 1 == last {
-                            row0
-                        } else {
-                            scalar(&outer[2 + s])
-                        };
-                        let start = e.b.mul_int(start, spec.strides[s])?;
-                        let low = e.dim(&spec.pads[s].0);
-                        let p = e.b.add(start, at[s])?;
-                        Coord::Affine { base: e.b.sub(p, low)?, lane: None, inside: false }
-                    }
-                };
-            }
-            let t = e.emit(c.input, &coords)?;
-            let t = e.b.cast(t, ct, CAST)?;
-            let mut place: Vec<Coord> = at.iter().map(|&v| Coord::at(v)).collect();
-            place.push(Coord::along(ch, 0, inside));
-            e.store_view(sv, t, &place)?;
-            Ok(vec![])
-        })?;
-        Ok(vec![])
-    })?;
+    // Scratch: rows of columns × channels, one after another.
+    let columns_v = windows[last].span_of(&mut e, block_v)?;
+    let line_v = e.b.mul_int(columns_v, ic)?;
+    let len = (flat_rows * cols * ic) as usize + slack;
+    let scratch = e.b.alloc(ct, len)?;
+    let len_v = e.b.int(len as i64);
+    let all = e.b.view(scratch, zero, &[len_v], &[one])?;
+    let (fr, reach) = (e.b.int(flat_rows), e.b.add_int(line_v, slack as i64)?);
+    let flat = e.b.view(scratch, zero, &[fr, reach], &[line_v, one])?;
+    let by_line = lines > 1 || heavy_epilogue(g);
+    let tile_rows = single.map_or(mr, |w| mr.min(w.max(1) as usize * lines));
+    let finish_view = if by_line { Some(epilogue_view(&mut e, ct, tile_rows, nr)?) } else { None };
+
+    let mut start = vec![zero; rank];
+    let mut lens = Vec::new();
+    for i in 0..rank {
+        let count = if i == last {
+            start[i] = col0;
+            e.b.sub(col_hi, col0)?
+        } else if i + 1 == last {
+            start[i] = row0;
+            e.b.sub(row_hi, row0)?
+        } else {
+            start[i] = scalar(&outer[2 + i]);
+            one
+        };
+        lens.push(windows[i].span_of(&mut e, count)?);
+    }
+    let copied = if planar {
+        cols
+    } else if groups == 1 {
+        cols * ic
+    } else {
+        ic
+    };
+    let copy = Copy {
+        windows: &windows,
+        start: &start,
+        lens: &lens,
+        outer: &outer_len,
+        batch: outer[0],
+        first_channel: e.b.mul_int(group, ic)?,
+        channels: ic,
+        scratch: all,
+        columns: columns_v,
+        line: line_v,
+        planar,
+        width: (copied as usize).next_power_of_two().min(4 * lanes),
+    };
+    copy_rows(r, &mut e, c, &copy)?;
 
     // Panels of output channels; rows; tiles along a row.
-    let sizes = row_tiles(mr, width.as_const().filter(|&w| w <= wb || wb % mr as i64 == 0));
-    let gp = e.b.int(group_panels);
     let dense = spec.dilation[last] == 1;
     let exact = ocg % nr as i64 == 0;
-    let step = spec.strides[last] * ic;
-    let (k_len, k_count) = if dense { (c.taps[last] * ic, 1) } else { (ic, c.taps[last]) };
+    let step = windows[last].step * if planar { 1 } else { ic };
+    // A run of the summed elements that lie evenly in scratch, and how many runs there are for one row of taps.
+    let (k_len, k_count) = match (planar, dense) {
+        (true, _) => (c.taps[last], ic),
+        (_, true) => (c.taps[last] * ic, 1),
+        _ => (ic, c.taps[last]),
+    };
     let outer_taps: Vec<i64> = c.taps[..last].to_vec();
-    e.for_loop(zero, gp, 1, &[], |e, p, _| {
+    let part = outer.last().map_or(zero, scalar);
+    let first_panel = e.b.mul_int(part, part_panels)?;
+    let end_panel = e.b.add_int(first_panel, part_panels)?;
+    let gp = e.b.int(group_panels);
+    let end_panel = if parts > 1 { e.b.min(end_panel, gp)? } else { gp };
+    let tiles = cut(&mut e, col0, col_hi, single, mr)?;
+    let row_tiles = match known {
+        Some(h) if lines > 1 && h % rows == 0 => cut(&mut e, row0, row_hi, Some(rows), lines)?,
+        _ => {
+            let span = e.b.sub(row_hi, row0)?;
+            let n = e.b.int(lines as i64);
+            let rest = e.b.binary(Binary::Rem, span, n)?;
+            let mid = e.b.sub(row_hi, rest)?;
+            let cuts = [(lines, row0, mid), (1, mid, row_hi)];
+            if lines == 1 { vec![(1, row0, row_hi)] } else { cuts.to_vec() }
+        }
+    };
+    e.for_loop(first_panel, end_panel, 1, &[], |e, p, _| {
         let base_panel = e.b.mul_int(group, group_panels)?;
         let panel = e.b.add(base_panel, p)?;
         let n_in_group = e.b.mul_int(p, nr as i64)?;
         let group_first = e.b.mul_int(group, ocg)?;
         let n0 = e.b.add(group_first, n_in_group)?;
-        let row_sizes = row_tiles(lines, rows_dim.as_const().filter(|&h| h <= rows));
-        let row_sizes = if lines == 1 { vec![1] } else { row_sizes };
-        cover_rows(e, row0, row_hi, &row_sizes, &mut |e, row, lines| {
+        let tile = |e: &mut Emitter<'_>, row: Val, w0: Val, lines: usize, width: usize| {
             let row_in_block = e.b.sub(row, row0)?;
-            cover_rows(e, col0, col_hi, &sizes, &mut |e, w0, width| {
-                let size = width * lines;
-                e.shape = vec![size, nr];
-                let col = e.b.sub(w0, col0)?;
-                let first = e.b.mul_int(col, step)?;
-                let zeros = e.b.full(ct, &[size, nr], zero_of(ct))?;
-                // All taps but the last dim's, as nested loops; then the summed run.
-                let total: i64 = outer_taps.iter().product::<i64>() * k_count;
-                let total_v = e.b.int(total);
-                let acc = e.for_loop(zero, total_v, 1, &[zeros], |e, t, carried| {
-                    let mut rest = t;
-                    let kw = if k_count > 1 {
-                        let n = e.b.int(k_count);
-                        let kw = e.b.binary(Binary::Rem, rest, n)?;
-                        rest = e.b.div(rest, n)?;
-                        kw
+            let size = width * lines;
+            e.shape = vec![size, nr];
+            let col = e.b.sub(w0, col0)?;
+            let first = e.b.mul_int(col, step)?;
+            let zeros = e.b.full(ct, &[size, nr], zero_of(ct))?;
+            // All taps but the last dim's; then the summed run.
+            let total: i64 = outer_taps.iter().product::<i64>() * k_count;
+            let total_v = e.b.int(total);
+            let acc = e.for_loop(zero, total_v, 1, &[zeros], |e, t, carried| {
+                let mut rest = t;
+                let kw = if k_count > 1 {
+                    let n = e.b.int(k_count);
+                    let kw = e.b.binary(Binary::Rem, rest, n)?;
+                    rest = e.b.div(rest, n)?;
+                    kw
+                } else {
+                    zero
+                };
+                let mut taps = Vec::new();
+                for (i, &n) in outer_taps.iter().enumerate().rev() {
+                    if i == 0 {
+                        taps.push(rest);
                     } else {
-                        zero
+                        let nv = e.b.int(n);
+                        taps.push(e.b.binary(Binary::Rem, rest, nv)?);
+                        rest = e.b.div(rest, nv)?;
+                    }
+                }
+                taps.reverse();
+                // The scratch row.
+                let mut line = zero;
+                for (s, &t) in taps.iter().enumerate() {
+                    let d = e.b.mul_int(t, windows[s].dilation)?;
+                    let at = if s + 1 == last {
+                        let r = e.b.mul_int(row_in_block, windows[s].step)?;
+                        e.b.add(d, r)?
+                    } else {
+                        d
                     };
-                    let mut taps = Vec::new();
-                    for (i, &n) in outer_taps.iter().enumerate().rev() {
-                        if i == 0 {
-                            taps.push(rest);
-                        } else {
-                            let nv = e.b.int(n);
-                            taps.push(e.b.binary(Binary::Rem, rest, nv)?);
-                            rest = e.b.div(rest, nv)?;
-                        }
+                    let scaled = e.b.mul_int(line, outer_len[s])?;
+                    line = e.b.add(scaled, at)?;
+                }
+                let kw_at = if planar {
+                    e.b.mul(kw, columns_v)?
+                } else {
+                    e.b.mul_int(kw, windows[last].dilation * ic)?
+                };
+                let start = e.b.add(first, kw_at)?;
+                // Offset of this run in the packed kernel's panel: the taps come in the same order.
+                let run = e.b.mul_int(t, k_len)?;
+                let mut factors = vec![Factor { size: width, dim: Some(1), step }];
+                if lines > 1 {
+                    factors.insert(0, Factor { size: lines, dim: Some(0), step: windows[last - 1].step });
+                }
+                // Some steps of the summed dim from one place on.
+                let summed = |e: &mut Emitter<'_>, k: Val, depth: usize, acc: Val| {
+                    let ka = e.b.add(start, k)?;
+                    let along = match depth {
+                        1 => Factor { size: 1, dim: None, step: 0 },
+                        _ => Factor { size: depth, dim: Some(1), step: windows[last].dilation },
+                    };
+                    let map = TileMap(vec![factors.clone(), vec![along]]);
+                    let a = e.b.load(flat, &[line, ka], map, &[true, true], zero_of(ct))?;
+                    let kr = e.b.add(run, k)?;
+                    let rows = if depth == 1 { Coord::at(kr) } else { Coord::along(kr, 0, true) };
+                    let at = [Coord::at(panel), rows, Coord::along(zero, 1, true)];
+                    let shape = std::mem::replace(&mut e.shape, vec![depth, nr]);
+                    let b = e.load_view(kb, kv, &kstrides, &panel_dims, &at, zero_of(g.dtype(c.kernel)))?;
+                    e.shape = shape;
+                    let b = e.b.cast(b, ct, CAST)?;
+                    Ok::<_, Error>(vec![e.b.mma(acc, a, b)?])
+                };
+                if planar {
+                    return summed(e, zero, k_len as usize, carried[0]);
+                }
+                let k_len_v = e.b.int(k_len);
+                e.for_loop(zero, k_len_v, 1, carried, |e, k, carried| summed(e, k, 1, carried[0]))
+            })?[0];
+            let inside = single.is_some();
+            epilogue(e, c.out, acc, finish_view, &outs, &mut |e, line| {
+                let (down, along) = match line {
+                    Some(i) if lines > 1 => {
+                        let n = e.b.int(width as i64);
+                        (e.b.div(i, n)?, Some(e.b.binary(Binary::Rem, i, n)?))
                     }
-                    taps.reverse();
-                    // The scratch row.
-                    let mut line = zero;
-                    for (s, &t) in taps.iter().enumerate() {
-                        let d = e.b.mul_int(t, spec.dilation[s])?;
-                        let at = if s + 1 == last {
-                            let r = e.b.mul_int(row_in_block, spec.strides[s])?;
-                            e.b.add(d, r)?
-                        } else {
-                            d
-                        };
-                        let scaled = e.b.mul_int(line, scratch_dims[s])?;
-                        line = e.b.add(scaled, at)?;
-                    }
-                    let kw_at = e.b.mul_int(kw, spec.dilation[last] * ic)?;
-                    let start = e.b.add(first, kw_at)?;
-                    // Offset of this run in the packed kernel's panel.
-                    let mut tap_index = zero;
-                    for (s, &t) in taps.iter().enumerate() {
-                        let scaled = e.b.mul_int(tap_index, c.taps[s])?;
-                        tap_index = e.b.add(scaled, t)?;
-                    }
-                    let run = e.b.mul_int(tap_index, c.taps[last] * ic)?;
-                    let kw_run = e.b.mul_int(kw, ic)?;
-                    let run = e.b.add(run, kw_run)?;
-                    let k_len_v = e.b.int(k_len);
-                    e.for_loop(zero, k_len_v, 1, carried, |e, k, carried| {
-                        let ka = e.b.add(start, k)?;
-                        let mut factors = vec![Factor { size: width, dim: Some(1), step }];
-                        if lines > 1 {
-                            factors.insert(
-                                0,
-                                Factor { size: lines, dim: Some(0), step: spec.strides[last - 1] },
-                            );
-                        }
-                        let map = TileMap(vec![factors, vec![Factor { size: 1, dim: None, step: 0 }]]);
-                        let a = e.b.load(flat, &[line, ka], map, &[true, true], zero_of(ct))?;
-                        let kr = e.b.add(run, k)?;
-                        let at = [Coord::at(panel), Coord::at(kr), Coord::along(zero, 1, true)];
-                        let b =
-                            e.load_view(kb, kv, &kstrides, &panel_dims, &at, zero_of(g.dtype(c.kernel)))?;
-                        let b = e.b.cast(b, ct, CAST)?;
-                        Ok(vec![e.b.mma(carried[0], a, b)?])
+                    line => (zero, line),
+                };
+                let row = e.b.add(row, down)?;
+                let column = match along {
+                    None => Coord::along(w0, 0, inside),
+                    Some(i) => Coord::Affine { base: e.b.add(w0, i)?, lane: None, inside },
+                };
+                Ok(spec
+                    .output
+                    .iter()
+                    .map(|role| match *role {
+                        ConvRole::N => outer[0],
+                        ConvRole::C => Coord::along(n0, 1, exact),
+                        ConvRole::S(s) if s == last => column,
+                        ConvRole::S(s) if s + 1 == last => Coord::at(row),
+                        ConvRole::S(s) => outer[2 + s],
                     })
-                })?[0];
-                epilogue(e, c.out, acc, finish_view, &outs, &mut |e, line| {
-                    let (down, along) = match line {
-                        Some(i) if lines > 1 => {
-                            let n = e.b.int(width as i64);
-                            (e.b.div(i, n)?, Some(e.b.binary(Binary::Rem, i, n)?))
-                        }
-                        line => (zero, line),
-                    };
-                    let row = e.b.add(row, down)?;
-                    let column = match along {
-                        None => Coord::along(w0, 0, true),
-                        Some(i) => Coord::at(e.b.add(w0, i)?),
-                    };
-                    Ok(spec
-                        .output
-                        .iter()
-                        .map(|role| match *role {
-                            ConvRole::N => outer[0],
-                            ConvRole::C => Coord::along(n0, 1, exact),
-                            ConvRole::S(s) if s == last => column,
-                            ConvRole::S(s) if s + 1 == last => Coord::at(row),
-                            ConvRole::S(s) => outer[2 + s],
-                        })
-                        .collect())
-                })
+                    .collect())
             })
-        })?;
+        };
+        for &(lines, lo, hi) in &row_tiles {
+            e.for_loop(lo, hi, lines as i64, &[], |e, row, _| {
+                for &(size, lo, hi) in &tiles {
+                    e.for_loop(lo, hi, size as i64, &[], |e, w0, _| {
+                        tile(e, row, w0, lines, size)?;
+                        Ok(vec![])
+                    })?;
+                }
+                Ok(vec![])
+            })?;
+        }
         Ok(vec![])
     })?;
     s.launches.push(e.launch([col_blocks, row_blocks, product(&outer_dims)]));

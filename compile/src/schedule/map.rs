@@ -83,6 +83,29 @@ fn kernel(
         })?;
         return Ok(e.launch([last.ceildiv(&Dim::from(per)), Dim::from(1), Dim::from(1)]));
     }
+    if let Some((outer, across, count)) = short_rows(r, &dims) {
+        // Several short rows at once.
+        let n = last.as_const().unwrap_or(1);
+        e.shape = vec![count, n as usize];
+        let per = rows_per_instance(&(across * n), GRAIN);
+        let (per_v, rows_v) = (e.dim_param(&per), e.dim_param(&product(outer)));
+        let lo = e.b.mul(pid, per_v)?;
+        let end = e.b.add(lo, per_v)?;
+        let hi = e.b.min(end, rows_v)?;
+        e.for_loop(lo, hi, 1, &[], |e, row, _| {
+            let lead = delinear(e, row, outer)?;
+            let (zero, n) = (e.b.int(0), e.dim_param(across));
+            blocks(e, zero, n, count, multiple(across, count), &[], |e, i, inside, _| {
+                let mut coords = lead.clone();
+                coords.extend([Coord::along(i, 0, inside), Coord::along(zero, 1, true)]);
+                let t = e.emit(value, &coords)?;
+                e.store_view(out, t, &coords)?;
+                Ok(vec![])
+            })?;
+            Ok(vec![])
+        })?;
+        return Ok(e.launch([product(outer).ceildiv(&per), Dim::from(1), Dim::from(1)]));
+    }
     let per = rows_per_instance(last, GRAIN);
     let per_v = e.dim_param(&per);
     let lo = e.b.mul(pid, per_v)?;
@@ -103,6 +126,17 @@ fn kernel(
         Ok(vec![])
     })?;
     Ok(e.launch([rows.ceildiv(&per), Dim::from(1), Dim::from(1)]))
+}
+
+/// Where the last dim is much shorter than a vector and the group is small: the dims before the last two, the one before the last,
+/// and how many rows to take at once.
+fn short_rows<'d>(r: &Request<'_>, dims: &'d [Dim]) -> Option<(&'d [Dim], &'d Dim, usize)> {
+    let [outer @ .., across, last] = dims else { return None };
+    let lanes = r.machine.lanes(DType::F32);
+    let n = last.as_const().filter(|&n| n >= 1 && n <= lanes as i64 / 2)? as usize;
+    let count = (2 * lanes / n).min(16);
+    let long = across.as_const().is_none_or(|a| a >= count as i64);
+    (long && r.graph.nodes.len() <= 8).then_some((outer, across, count))
 }
 
 /// A view of the part of an output from a position along one dim on, with the part's own dims.

@@ -9,6 +9,7 @@ mod map;
 mod order;
 mod pack;
 mod reduce;
+mod taps;
 mod window;
 
 use tongtu_chip::Chip;
