@@ -207,10 +207,10 @@ fn together(
     split.push(kernel[axis].clone());
     let mut order = vec![0];
     let mut joined = vec![out[0].clone()];
-    for s in 0..rank {
+    for (s, n) in each.iter().enumerate() {
         order.push(1 + s);
         order.extend(wide.iter().position(|&w| w == s).map(|i| 1 + rank + i));
-        joined.push(&each[s] * spec.input_dilation[s]);
+        joined.push(n * spec.input_dilation[s]);
     }
     order.push(split.len() - 1);
     joined.push(kernel[axis].clone());

@@ -83,28 +83,10 @@ fn kernel(
         })?;
         return Ok(e.launch([last.ceildiv(&Dim::from(per)), Dim::from(1), Dim::from(1)]));
     }
-    if let Some((outer, across, count)) = short_rows(r, &dims) {
-        // Several short rows at once.
-        let n = last.as_const().unwrap_or(1);
-        e.shape = vec![count, n as usize];
-        let per = rows_per_instance(&(across * n), GRAIN);
-        let (per_v, rows_v) = (e.dim_param(&per), e.dim_param(&product(outer)));
-        let lo = e.b.mul(pid, per_v)?;
-        let end = e.b.add(lo, per_v)?;
-        let hi = e.b.min(end, rows_v)?;
-        e.for_loop(lo, hi, 1, &[], |e, row, _| {
-            let lead = delinear(e, row, outer)?;
-            let (zero, n) = (e.b.int(0), e.dim_param(across));
-            blocks(e, zero, n, count, multiple(across, count), &[], |e, i, inside, _| {
-                let mut coords = lead.clone();
-                coords.extend([Coord::along(i, 0, inside), Coord::along(zero, 1, true)]);
-                let t = e.emit(value, &coords)?;
-                e.store_view(out, t, &coords)?;
-                Ok(vec![])
-            })?;
-            Ok(vec![])
-        })?;
-        return Ok(e.launch([product(outer).ceildiv(&per), Dim::from(1), Dim::from(1)]));
+    if let [outer @ .., across, _] = &dims[..]
+        && (short_rows(r, &dims).is_some() || product(outer).as_const() != Some(1))
+    {
+        return nested(r, e, value, out, outer, across, last);
     }
     let per = rows_per_instance(last, GRAIN);
     let per_v = e.dim_param(&per);
@@ -128,15 +110,68 @@ fn kernel(
     Ok(e.launch([rows.ceildiv(&per), Dim::from(1), Dim::from(1)]))
 }
 
-/// Where the last dim is much shorter than a vector and the group is small: the dims before the last two, the one before the last,
-/// and how many rows to take at once.
-fn short_rows<'d>(r: &Request<'_>, dims: &'d [Dim]) -> Option<(&'d [Dim], &'d Dim, usize)> {
-    let [outer @ .., across, last] = dims else { return None };
+/// Loops over the last two dims inside one over the others: an instance takes a run of `across` of some outer positions. Several short
+/// rows are one tile.
+fn nested(
+    r: &Request<'_>,
+    mut e: Emitter<'_>,
+    value: tongtu_graph::ValueId,
+    out: Val,
+    outer: &[Dim],
+    across: &Dim,
+    last: &Dim,
+) -> Result<Launch, Error> {
+    let count = short_rows(r, r.graph.dims(value));
+    let run = rows_per_instance(last, GRAIN).ceildiv(&Dim::from(count.unwrap_or(1) as i64))
+        * count.unwrap_or(1) as i64;
+    let run = run.min(&across.max(&Dim::from(1)));
+    let per = rows_per_instance(&(across * last), GRAIN);
+    let (lo, hi) = part_of(&mut e, 0, &per, &product(outer))?;
+    let (from, to) = part_of(&mut e, 1, &run, across)?;
+    let width = count.map_or_else(|| lanes(r, last), |_| last.as_const().unwrap_or(1) as usize);
+    e.shape = count.into_iter().chain([width]).collect();
+    e.for_loop(lo, hi, 1, &[], |e, row, _| {
+        let lead = delinear(e, row, outer)?;
+        let (zero, n) = (e.b.int(0), e.dim_param(last));
+        let put = |e: &mut Emitter<'_>, across: Coord, last: Coord| -> Result<Vec<Val>, Error> {
+            let mut coords = lead.clone();
+            coords.extend([across, last]);
+            let t = e.emit(value, &coords)?;
+            e.store_view(out, t, &coords)?;
+            Ok(vec![])
+        };
+        match count {
+            Some(count) => blocks(e, from, to, count, false, &[], |e, i, inside, _| {
+                put(e, Coord::along(i, 0, inside), Coord::along(zero, 1, true))
+            }),
+            None => e.for_loop(from, to, 1, &[], |e, i, _| {
+                blocks(e, zero, n, width, multiple(last, width), &[], |e, j, inside, _| {
+                    put(e, Coord::at(i), Coord::along(j, 0, inside))
+                })
+            }),
+        }
+    })?;
+    let grid = [product(outer).ceildiv(&per), across.ceildiv(&run.max(&Dim::from(1))), Dim::from(1)];
+    Ok(e.launch(grid))
+}
+
+/// What the instance takes of `0..total` along a grid axis, `per` each.
+fn part_of(e: &mut Emitter<'_>, axis: usize, per: &Dim, total: &Dim) -> Result<(Val, Val), Error> {
+    let pid = e.b.program_id(axis)?;
+    let (per_v, total_v) = (e.dim_param(per), e.dim_param(total));
+    let lo = e.b.mul(pid, per_v)?;
+    let end = e.b.add(lo, per_v)?;
+    Ok((lo, e.b.min(end, total_v)?))
+}
+
+/// How many rows to take at once, where the last dim is much shorter than a vector and the group is small.
+fn short_rows(r: &Request<'_>, dims: &[Dim]) -> Option<usize> {
+    let [.., across, last] = dims else { return None };
     let lanes = r.machine.lanes(DType::F32);
     let n = last.as_const().filter(|&n| n >= 1 && n <= lanes as i64 / 2)? as usize;
     let count = (2 * lanes / n).min(16);
     let long = across.as_const().is_none_or(|a| a >= count as i64);
-    (long && r.graph.nodes.len() <= 8).then_some((outer, across, count))
+    (long && r.graph.nodes.len() <= 8).then_some(count)
 }
 
 /// A view of the part of an output from a position along one dim on, with the part's own dims.
