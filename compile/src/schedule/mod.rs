@@ -5,6 +5,7 @@
 
 mod contract;
 mod conv;
+mod direct;
 mod map;
 mod order;
 mod pack;
