@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use tongtu_graph::{Graph, Node, Op, Type, ValueId};
 use tongtu_tensor::dim::Dim;
 
-use crate::fuse::{Group, Kind, RowLoops, operand_map, without_units};
+use crate::fuse::{Group, Kind, RowLoops, operand_map, result_dims, without_units};
 
 /// A group over merged loops.
 #[derive(Clone, Debug)]
@@ -48,13 +48,14 @@ pub fn collapse(group: &Group) -> Option<Collapsed> {
             return None;
         }
         let m = graph.dims(lhs).len() - batch.len() - over.len();
+        // The result's dims in the order of the anchor's.
+        let order = result_dims(graph, n)?;
+        let place = |i: usize| order.iter().position(|d| *d == Some(i));
         for (l, c) in category.iter_mut().enumerate() {
-            *c = if l < batch.len() {
-                0
-            } else if l < batch.len() + m {
-                1
-            } else {
-                2
+            *c = match order[l] {
+                Some(i) if i < batch.len() => 0,
+                Some(i) if i < batch.len() + m => 1,
+                _ => 2,
             };
         }
         let first = extents.len();
@@ -66,13 +67,13 @@ pub fn collapse(group: &Group) -> Option<Collapsed> {
             let map = (0..graph.dims(v).len())
                 .map(|d| {
                     if let Some(b) = batch.iter().position(|p| pick(p) == d) {
-                        return Some(b);
+                        return place(b);
                     }
                     if let Some(k) = over.iter().position(|p| pick(p) == d) {
                         return Some(first + k);
                     }
                     next[side] += 1;
-                    Some(next[side] - 1)
+                    place(next[side] - 1)
                 })
                 .collect();
             maps.insert(v, without_units(map, graph.dims(v)));
@@ -94,11 +95,7 @@ pub fn collapse(group: &Group) -> Option<Collapsed> {
             Op::Constant { value } if value.len() == 1 => {}
             Op::DimValue { .. } => {}
             Op::Iota { axis, .. } => pinned.extend(own[*axis]),
-            Op::Contract { .. } if anchor == Some(i) => {
-                if own != identity {
-                    return None;
-                }
-            }
+            Op::Contract { .. } if anchor == Some(i) => {}
             Op::Reduce { .. } => {
                 if !node.inputs.iter().all(|v| maps.contains_key(v)) {
                     return None;
@@ -129,8 +126,9 @@ pub fn collapse(group: &Group) -> Option<Collapsed> {
         }
     }
     let one = |l: usize| extents[l].as_const() == Some(1);
+    let of_anchor = anchor.map(|n| &graph.nodes[n].outputs[0]);
     let in_memory: Vec<&Map> =
-        graph.inputs.iter().chain(&graph.outputs).filter_map(|v| maps.get(v)).collect();
+        graph.inputs.iter().chain(&graph.outputs).chain(of_anchor).filter_map(|v| maps.get(v)).collect();
     let live: Vec<usize> = (0..extents.len()).filter(|&l| !one(l)).collect();
     let mergeable = |a: usize, b: usize| {
         category[a] == category[b]
@@ -251,7 +249,9 @@ pub fn collapse(group: &Group) -> Option<Collapsed> {
                         .filter_map(|i| r.iter().position(|x| *x == l[i]).map(|j| (i, j)))
                         .collect()
                 };
-                Op::Contract { batch: sort_pairs(pairs(0), &l), over: pairs(3), acc: *acc }
+                let mut batch = pairs(0);
+                batch.sort_by_key(|p| own_runs.iter().position(|r| *r == l[p.0]));
+                Op::Contract { batch, over: pairs(3), acc: *acc }
             }
             op => op.clone(),
         };
@@ -281,9 +281,4 @@ pub fn collapse(group: &Group) -> Option<Collapsed> {
         k => k.clone(),
     };
     Some(Collapsed { graph: new, kind })
-}
-
-fn sort_pairs(mut pairs: Vec<(usize, usize)>, lhs_runs: &[usize]) -> Vec<(usize, usize)> {
-    pairs.sort_by_key(|p| lhs_runs[p.0]);
-    pairs
 }

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use tongtu_graph::{Graph, Loc, Node, Op, ValueId};
+use tongtu_tensor::DType;
 use tongtu_tensor::dim::Dim;
 use tongtu_tensor::scalar::{Binary, Unary};
 
@@ -20,6 +21,8 @@ pub enum Kind {
     Reduce(RowLoops),
     /// A contraction (its node in the group's graph) and what follows it elementwise.
     Contract(usize),
+    /// Attention: a contraction whose left operand is made row by row from another contraction.
+    Attention(Attention),
     /// A convolution and what follows it elementwise.
     Conv(usize),
     /// A sliding-window reduction and what follows it elementwise.
@@ -43,6 +46,17 @@ pub struct RowLoops {
     pub reduced: Vec<usize>,
     /// For every value of the group's graph the loop of each of its dims (`None`: a dim of length 1).
     pub maps: BTreeMap<ValueId, Vec<Option<usize>>>,
+}
+
+/// Two contractions with reductions along rows between them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attention {
+    /// The contraction that makes the rows (its node in the group's graph).
+    pub scores: usize,
+    /// The contraction that takes them, with what follows it elementwise.
+    pub product: usize,
+    /// The loops of what is between: those of the second contraction's left operand.
+    pub rows: RowLoops,
 }
 
 /// Operations that become one kernel (or a few).
@@ -183,6 +197,24 @@ pub(crate) fn operand_map(graph: &Graph, node: &Node, k: usize, map: &Map) -> Op
     }
 }
 
+/// For each dim of the first result of a group the dim of the anchor's result that it is; `None` where it has length 1.
+pub fn result_dims(g: &Graph, anchor: usize) -> Option<Vec<Option<usize>>> {
+    let out = *g.outputs.first()?;
+    let rank = g.dims(out).len();
+    let mut maps: BTreeMap<ValueId, Map> = BTreeMap::new();
+    maps.insert(out, without_units((0..rank).map(Some).collect(), g.dims(out)));
+    for node in g.nodes[anchor + 1..].iter().rev() {
+        let Some(own) = maps.get(&node.outputs[0]).cloned() else { continue };
+        for (k, &v) in node.inputs.iter().enumerate() {
+            if let Some(m) = operand_map(g, node, k, &own) {
+                maps.insert(v, without_units(m, g.dims(v)));
+            }
+        }
+    }
+    let own = maps.get(&g.nodes[anchor].outputs[0])?;
+    Some((0..rank).map(|l| own.iter().position(|m| *m == Some(l))).collect())
+}
+
 struct Grower<'a> {
     graph: &'a Graph,
     defs: &'a [Option<usize>],
@@ -196,9 +228,68 @@ struct Grower<'a> {
     anchor: Option<usize>,
     reduces: usize,
     row: Option<(Vec<usize>, Vec<usize>)>,
+    /// Whether a contraction may come before the reductions.
+    scores: bool,
 }
 
-impl Grower<'_> {
+impl<'a> Grower<'a> {
+    fn new(
+        graph: &'a Graph,
+        defs: &'a [Option<usize>],
+        uses: &'a [Vec<usize>],
+        needed: &'a [bool],
+        root: usize,
+    ) -> Grower<'a> {
+        let node = &graph.nodes[root];
+        let loops = graph.dims(node.outputs[0]).to_vec();
+        let identity = without_units((0..loops.len()).map(Some).collect(), &loops);
+        Grower {
+            graph,
+            defs,
+            uses,
+            needed,
+            members: vec![false; graph.nodes.len()],
+            count: 0,
+            loops,
+            maps: node.outputs.iter().map(|&o| (o, Some(identity.clone()))).collect(),
+            anchor: None,
+            reduces: 0,
+            row: None,
+            scores: false,
+        }
+    }
+
+    /// Takes in the producers of members until none fits. Operands of anchors stay in memory.
+    fn spread(&mut self, root: usize) {
+        let mut changed = true;
+        while changed {
+            changed = false;
+            for n in (0..=root).rev() {
+                if !self.members[n] {
+                    continue;
+                }
+                let node = &self.graph.nodes[n];
+                let gathers = matches!(node.op, Op::Take { .. } | Op::TakeAlong { .. } | Op::GatherNd { .. });
+                for (k, &v) in node.inputs.iter().enumerate() {
+                    let closed = self.anchor == Some(n);
+                    if (closed || (gathers && k == 0)) && !self.is_splat(v) {
+                        continue;
+                    }
+                    if inputs_of(self).len() < MAX_INPUTS && self.absorbs(v) {
+                        self.add(self.defs[v.index()].unwrap_or(0));
+                        changed = true;
+                    }
+                }
+            }
+        }
+    }
+
+    fn row_loops(&self, values: &BTreeMap<ValueId, ValueId>) -> RowLoops {
+        let maps = self.maps.iter().filter_map(|(v, m)| Some((*values.get(v)?, m.clone()?))).collect();
+        let reduced = self.row.as_ref().map(|r| r.1.clone()).unwrap_or_default();
+        RowLoops { extents: self.loops.clone(), reduced, maps }
+    }
+
     fn is_splat(&self, v: ValueId) -> bool {
         match self.defs[v.index()].map(|n| &self.graph.nodes[n]) {
             Some(Node { op: Op::Constant { value }, .. }) => value.len() == 1,
@@ -308,6 +399,22 @@ impl Grower<'_> {
         }
     }
 
+    /// Whether the dims of `v` are the loops, in any order but for the innermost.
+    fn placed(&self, v: ValueId) -> bool {
+        let dims = self.graph.dims(v);
+        let Some(Some(m)) = self.maps.get(&v) else { return false };
+        let own: Vec<usize> = m.iter().flatten().copied().collect();
+        let live: Vec<usize> =
+            (0..self.loops.len()).filter(|&l| self.loops[l].as_const() != Some(1)).collect();
+        own.len() == live.len()
+            && live.iter().all(|l| own.contains(l))
+            && own.last() == live.last()
+            && m.iter().zip(dims).all(|(l, d)| match l {
+                Some(l) => self.loops[*l] == *d,
+                None => d.as_const() == Some(1),
+            })
+    }
+
     fn identity(&self, v: ValueId) -> bool {
         let dims = self.graph.dims(v);
         dims.len() == self.loops.len()
@@ -359,16 +466,27 @@ impl Grower<'_> {
                     _ => true,
                 }
             }
-            Op::Reduce { .. } if self.anchor.is_none() => {
+            Op::Reduce { .. } if self.anchor.is_none() || self.scores => {
                 let ok = self.fit_reduce(n);
                 self.reduces += usize::from(ok);
                 ok
+            }
+            Op::Contract { .. } if self.scores => {
+                let fits = self.anchor.is_none() && self.row.is_some() && self.placed(v);
+                if fits {
+                    self.anchor = Some(n);
+                }
+                fits
             }
             Op::Contract { .. } | Op::Conv { .. } | Op::WindowReduce { .. }
                 if self.anchor.is_none() && self.row.is_none() =>
             {
                 let computed = |x: &ValueId| self.defs[x.index()].is_some_and(|p| self.members[p]);
-                if node.outputs.len() != 1 || !self.identity(v) || node.inputs.iter().any(computed) {
+                let fits = match node.op {
+                    Op::Contract { .. } => self.placed(v),
+                    _ => self.identity(v),
+                };
+                if node.outputs.len() != 1 || !fits || node.inputs.iter().any(computed) {
                     return false;
                 }
                 self.anchor = Some(n);
@@ -421,22 +539,7 @@ pub fn fuse(graph: &Graph) -> Vec<Item> {
 
 fn grow(graph: &Graph, defs: &[Option<usize>], uses: &[Vec<usize>], needed: &[bool], root: usize) -> Group {
     let node = &graph.nodes[root];
-    let out = node.outputs[0];
-    let loops = graph.dims(out).to_vec();
-    let identity = without_units((0..loops.len()).map(Some).collect(), &loops);
-    let mut g = Grower {
-        graph,
-        defs,
-        uses,
-        needed,
-        members: vec![false; graph.nodes.len()],
-        count: 0,
-        loops,
-        maps: node.outputs.iter().map(|&o| (o, Some(identity.clone()))).collect(),
-        anchor: None,
-        reduces: 0,
-        row: None,
-    };
+    let mut g = Grower::new(graph, defs, uses, needed, root);
     let mut kind = match &node.op {
         Op::Scan { .. } => Kind::Scan,
         Op::Sort { .. } => Kind::Sort,
@@ -453,46 +556,77 @@ fn grow(graph: &Graph, defs: &[Option<usize>], uses: &[Vec<usize>], needed: &[bo
         _ => {}
     }
     g.add(root);
-    // Operands of anchors stay in memory; everything else grows.
-    let closed = |g: &Grower<'_>, n: usize| g.anchor == Some(n);
     if matches!(kind, Kind::Map | Kind::Concat) {
-        let mut changed = true;
-        while changed {
-            changed = false;
-            for n in (0..=root).rev() {
-                if !g.members[n] {
-                    continue;
-                }
-                let gathers =
-                    matches!(graph.nodes[n].op, Op::Take { .. } | Op::TakeAlong { .. } | Op::GatherNd { .. });
-                for (k, &v) in graph.nodes[n].inputs.iter().enumerate() {
-                    if (closed(&g, n) || (gathers && k == 0)) && !g.is_splat(v) {
-                        continue;
-                    }
-                    if inputs_of(&g).len() < MAX_INPUTS && g.absorbs(v) {
-                        let p = defs[v.index()].unwrap_or(0);
-                        g.add(p);
-                        changed = true;
-                    }
-                }
-            }
-        }
+        g.spread(root);
+    }
+    let rows = g.anchor.and_then(|a| rows_before(&g, a));
+    if let Some(rows) = &rows {
+        g.members.iter_mut().zip(&rows.members).for_each(|(m, r)| *m |= r);
     }
     let inputs: Vec<ValueId> = inputs_of(&g);
     let (body, values, positions) = extract(&g, &inputs, &node.outputs);
     if let Some(a) = g.anchor {
         let at = positions[&a];
-        kind = match graph.nodes[a].op {
-            Op::Contract { .. } => Kind::Contract(at),
-            Op::Conv { .. } => Kind::Conv(at),
+        kind = match (&graph.nodes[a].op, rows) {
+            (_, Some(rows)) => match rows.anchor {
+                Some(s) => Kind::Attention(Attention {
+                    scores: positions[&s],
+                    product: at,
+                    rows: rows.row_loops(&values),
+                }),
+                None => Kind::Contract(at),
+            },
+            (Op::Contract { .. }, _) => Kind::Contract(at),
+            (Op::Conv { .. }, _) => Kind::Conv(at),
             _ => Kind::Window(at),
         };
-    } else if let Some((_, reduced)) = &g.row {
-        let maps = g.maps.iter().filter_map(|(v, m)| Some((*values.get(v)?, m.clone()?))).collect();
-        kind = Kind::Reduce(RowLoops { extents: g.loops.clone(), reduced: reduced.clone(), maps });
+    } else if g.row.is_some() {
+        kind = Kind::Reduce(g.row_loops(&values));
     }
     let name = describe(&body);
     Group { kind, graph: body, inputs, outputs: node.outputs.clone(), loc: node.loc.clone(), name }
+}
+
+/// Most steps of the sum that makes an element of attention's rows: a block of queries is kept near.
+const MAX_HEAD: i64 = 512;
+
+/// The operations that make the left operand of a contraction row by row from another contraction, if they are a group
+/// that a kernel for both can take in.
+fn rows_before<'a>(outer: &Grower<'a>, product: usize) -> Option<Grower<'a>> {
+    let graph = outer.graph;
+    let node = &graph.nodes[product];
+    let Op::Contract { batch, over: sums, acc } = &node.op else { return None };
+    let (p, v) = (node.inputs[0], node.inputs[1]);
+    let root = outer.defs[p.index()]?;
+    let rank = graph.dims(p).len();
+    let near = |acc: &DType| acc.is_float() && *acc != DType::F64;
+    let alone = !outer.needed[p.index()] && outer.uses[p.index()].iter().all(|&u| u == product);
+    let one_column = graph.dims(v).len() == batch.len() + sums.len() + 1;
+    if !alone || p == v || !near(acc) || !one_column || sums.len() != 1 || sums[0].0 + 1 != rank {
+        return None;
+    }
+    if !is_map(&graph.nodes[root].op) && !matches!(graph.nodes[root].op, Op::Reshape { .. }) {
+        return None;
+    }
+    let mut g = Grower::new(graph, outer.defs, outer.uses, outer.needed, root);
+    g.scores = true;
+    g.add(root);
+    g.spread(root);
+    let scores = g.anchor?;
+    let (_, reduced) = g.row.as_ref()?;
+    let first = &graph.nodes[scores];
+    let Op::Contract { batch: pairs, over, acc } = &first.op else { return None };
+    let (q, k) = (first.inputs[0], first.inputs[1]);
+    let one_column = graph.dims(k).len() == pairs.len() + over.len() + 1;
+    if *reduced != [rank - 1] || !near(acc) || !one_column || over.len() != 1 || q == k {
+        return None;
+    }
+    let head = graph.dims(q)[over[0].0].as_const()?;
+    let in_memory = |v: ValueId| outer.defs[v.index()].is_none_or(|n| !g.members[n] && !outer.members[n]);
+    let fits = head <= MAX_HEAD
+        && [q, k, v].into_iter().all(in_memory)
+        && outer.count + g.count <= MAX_NODES;
+    fits.then_some(g)
 }
 
 fn inputs_of(g: &Grower<'_>) -> Vec<ValueId> {

@@ -396,6 +396,7 @@ impl Emit<'_> {
             Op::If {} => return self.branch(inst),
             Op::Load { map, inside, pad, .. } => return self.load(inst, map, inside, *pad),
             Op::Store { map, inside, .. } => return self.store(inst, map, inside),
+            Op::Prefetch {} => return Ok(()),
             Op::View { rank } => {
                 let Some(Slot::Buffer { name, ty, dtype }) = self.slots.get(&inst.operands[0]).cloned()
                 else {

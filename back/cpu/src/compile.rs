@@ -153,6 +153,7 @@ impl Compiler for CpuCompiler {
             op,
             Op::Load { .. }
                 | Op::Store { .. }
+                | Op::Prefetch {}
                 | Op::View { .. }
                 | Op::Alloc { .. }
                 | Op::For {}

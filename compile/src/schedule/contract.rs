@@ -5,21 +5,26 @@
 //! already. Accumulators stay in registers over a block of the summed dim (Goto and van de Geijn, "Anatomy of
 //! High-Performance Matrix Multiplication", 2008).
 
-use tongtu_graph::{Op, ValueId};
+use tongtu_graph::{Graph, Node, Op, ValueId};
 use tongtu_tensor::DType;
 use tongtu_tensor::dim::Dim;
 use tongtu_tensor::scalar::{Binary, Compare};
 use tongtu_tile::{Access, TileMap, Val};
 
 use super::{Pack, Request, Scheduled, blocks, delinear, multiple, product};
-use crate::emit::{CAST, Coord, Emitter, zero_of};
+use crate::emit::{CAST, Coord, Emitter, KernelArg, zero_of};
 use crate::error::Error;
+use crate::fuse::result_dims;
 
-/// Length of a block of the summed dim.
-const KC: i64 = 512;
-/// Rows of the left operand in a block, in register tiles.
-const MC_TILES: i64 = 8;
-/// Panels of the right operand in a block.
+/// Most steps of the summed dim in a block: a panel of them stays in the nearest cache.
+const KC: i64 = 256;
+/// As many elements of few rows are in a block instead.
+const FEW: i64 = 8192;
+/// Most register tiles of rows in a block.
+const MC_TILES: i64 = 12;
+/// Bytes that a prefetch brings.
+const CACHE_LINE: usize = 64;
+/// Most panels of the right operand in a block.
 const NC_PANELS: i64 = 16;
 
 /// The register tile of a machine for an accumulator type: rows, vectors a row.
@@ -37,18 +42,64 @@ pub fn compute_type(acc: DType) -> DType {
 }
 
 /// One operand's dims by role.
-struct Side {
-    value: ValueId,
-    batch: Vec<usize>,
-    free: Vec<usize>,
-    over: Vec<usize>,
+pub struct Side {
+    /// The operand.
+    pub value: ValueId,
+    /// Its batch dims.
+    pub batch: Vec<usize>,
+    /// Its dims that are in the result.
+    pub free: Vec<usize>,
+    /// Its dims that are summed over.
+    pub over: Vec<usize>,
     /// Position of its first free dim in the result.
-    first: usize,
+    pub first: usize,
 }
 
 impl Side {
-    fn free_last(&self) -> Option<usize> {
+    /// Operand `k` of a contraction.
+    pub fn new(g: &Graph, node: &Node, k: usize, first: usize) -> Side {
+        let value = node.inputs[k];
+        let pick = |p: &(usize, usize)| if k == 0 { p.0 } else { p.1 };
+        let (batch, over): (Vec<usize>, Vec<usize>) = match &node.op {
+            Op::Contract { batch, over, .. } => {
+                (batch.iter().map(pick).collect(), over.iter().map(pick).collect())
+            }
+            _ => Default::default(),
+        };
+        let free = (0..g.dims(value).len()).filter(|d| !batch.contains(d) && !over.contains(d)).collect();
+        Side { value, batch, free, over, first }
+    }
+
+    /// The dim that register tiles step along.
+    pub fn free_last(&self) -> Option<usize> {
         self.free.last().copied()
+    }
+
+    /// As the right operand: its panels of `width` columns, with the summed dims in the given order, and their dims. Nothing where its
+    /// columns are next to each other in memory already.
+    pub fn place(
+        &self,
+        r: &Request<'_>,
+        s: &mut Scheduled,
+        over: &[usize],
+        width: usize,
+    ) -> Result<Option<(KernelArg, Vec<Dim>)>, Error> {
+        let dims = r.graph.dims(self.value);
+        let input = r.graph.inputs.iter().position(|&v| v == self.value);
+        let columns_last = self.free_last().is_some_and(|d| d + 1 == dims.len());
+        let constant = input.is_some_and(|p| matches!(r.constants.get(p), Some(Some(_))));
+        let (Some(last), Some(input)) = (self.free_last(), input) else { return Ok(None) };
+        if columns_last && !constant {
+            return Ok(None);
+        }
+        let mut perm: Vec<usize> = self.batch.clone();
+        perm.extend(&self.free[..self.free.len() - 1]);
+        let columns = perm.len();
+        perm.push(last);
+        perm.extend(over);
+        let pack = Pack { input, perm, columns, width };
+        let dims = pack.dims(dims);
+        Ok(Some((pack.place(r, s)?, dims)))
     }
 }
 
@@ -99,6 +150,107 @@ pub fn cover_rows(
     Ok(())
 }
 
+/// How rows are cut into register tiles.
+pub struct Tiles {
+    /// Rows of the tiles, the greatest first.
+    pub sizes: Vec<usize>,
+    /// Where the number of rows is known, the number of tiles and how many of them have the greater of two sizes.
+    even: Option<(i64, i64)>,
+    /// Tiles of a block.
+    per: Dim,
+    /// Number of blocks.
+    pub blocks: Dim,
+    rows: Dim,
+}
+
+impl Tiles {
+    /// Tiles of at most `height` for `rows`, in blocks of at most `most` tiles: of nearly equal size where the number of rows
+    /// is known, else as many of the greatest size as fit.
+    pub fn new(rows: &Dim, height: usize, most: i64) -> Tiles {
+        let one = Dim::from(1);
+        if let Some(m) = rows.as_const().filter(|&m| m > 0) {
+            let count = (m + height as i64 - 1) / height as i64;
+            let (size, tall) = ((m / count) as usize, m % count);
+            let sizes = if tall > 0 { vec![size + 1, size] } else { vec![size] };
+            let blocks = (count + most - 1) / most;
+            let per = (count + blocks - 1) / blocks;
+            let blocks = Dim::from((count + per - 1) / per);
+            return Tiles { sizes, even: Some((count, tall)), per: Dim::from(per), blocks, rows: rows.clone() };
+        }
+        let height = height as i64;
+        let blocks = rows.ceildiv(&Dim::from(most * height)).max(&one);
+        let per = rows.ceildiv(&(&blocks * height)).max(&one);
+        let blocks = rows.ceildiv(&(&per * height));
+        Tiles { sizes: row_tiles(height as usize, rows.as_const()), even: None, per, blocks, rows: rows.clone() }
+    }
+
+    /// Whether there may be more than one tile.
+    fn several(&self) -> bool {
+        self.even.is_none_or(|(count, _)| count > 1)
+    }
+
+    /// Most rows of a block of at most `most` tiles.
+    pub fn block_rows(&self, most: i64) -> usize {
+        self.per.as_const().unwrap_or(most) as usize * self.sizes[0]
+    }
+
+    /// First row of a block and the one after its last.
+    pub fn block(&self, e: &mut Emitter<'_>, block: Val) -> Result<(Val, Val), Error> {
+        let per = e.dim_param(&self.per);
+        let first = e.b.mul(block, per)?;
+        let end = e.b.add(first, per)?;
+        let Some((count, tall)) = self.even else {
+            let (lo, hi) =
+                (e.b.mul_int(first, self.sizes[0] as i64)?, e.b.mul_int(end, self.sizes[0] as i64)?);
+            let rows = e.dim_param(&self.rows);
+            return Ok((lo, e.b.min(hi, rows)?));
+        };
+        let count = e.dim_param(&Dim::from(count));
+        let end = e.b.min(end, count)?;
+        let tall = e.dim_param(&Dim::from(tall));
+        let size = self.sizes[self.sizes.len() - 1] as i64;
+        let row = |e: &mut Emitter<'_>, tile: Val| -> Result<Val, Error> {
+            let (more, base) = (e.b.min(tile, tall)?, e.b.mul_int(tile, size)?);
+            Ok(e.b.add(base, more)?)
+        };
+        Ok((row(e, first)?, row(e, end)?))
+    }
+
+    /// Runs `tile(e, row, size)` for the tiles of rows `lo..hi` of a block.
+    pub fn cover(
+        &self,
+        e: &mut Emitter<'_>,
+        lo: Val,
+        hi: Val,
+        tile: &mut dyn FnMut(&mut Emitter<'_>, Val, usize) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let Some((_, tall)) = self.even else { return cover_rows(e, lo, hi, &self.sizes, tile) };
+        let mut run = |e: &mut Emitter<'_>, lo: Val, hi: Val, size: usize| -> Result<(), Error> {
+            e.for_loop(lo, hi, size as i64, &[], |e, m, _| {
+                tile(e, m, size)?;
+                Ok(vec![])
+            })?;
+            Ok(())
+        };
+        match self.sizes[..] {
+            [size] => run(e, lo, hi, size),
+            [great, small, ..] => {
+                let turn = e.dim_param(&Dim::from(tall * great as i64));
+                let (first, second) = (e.b.min(hi, turn)?, e.b.max(lo, turn)?);
+                run(e, lo, first, great)?;
+                run(e, second, hi, small)
+            }
+            [] => Ok(()),
+        }
+    }
+}
+
+/// Coordinates of a group's results from those of the anchor's result.
+pub fn result_coords(e: &mut Emitter<'_>, dims: &[Option<usize>], anchor: &[Coord]) -> Vec<Coord> {
+    let zero = e.b.int(0);
+    dims.iter().map(|d| d.map_or(Coord::at(zero), |d| anchor[d])).collect()
+}
+
 /// The schedule of a contraction and what follows it.
 pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
     let g = r.graph;
@@ -107,17 +259,8 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
         return Err(Error::unsupported("contract", r.loc, "the anchor is another operation"));
     };
     let (batch, over, acc) = (batch.clone(), over.clone(), *acc);
-    let side = |k: usize, first: usize| {
-        let value = node.inputs[k];
-        let pick = |p: &(usize, usize)| if k == 0 { p.0 } else { p.1 };
-        let batch: Vec<usize> = batch.iter().map(pick).collect();
-        let over: Vec<usize> = over.iter().map(pick).collect();
-        let free: Vec<usize> =
-            (0..g.dims(value).len()).filter(|d| !batch.contains(d) && !over.contains(d)).collect();
-        Side { value, batch, free, over, first }
-    };
-    let lhs = side(0, batch.len());
-    let rhs = side(1, batch.len() + lhs.free.len());
+    let lhs = Side::new(g, node, 0, batch.len());
+    let rhs = Side::new(g, node, 1, batch.len() + lhs.free.len());
     let extent = |s: &Side| s.free_last().map_or(Dim::from(1), |d| g.dims(s.value)[d].clone());
     let ct = compute_type(acc);
     let lanes = r.machine.lanes(ct);
@@ -132,6 +275,7 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
         mr = if r.machine.registers >= 32 { 24 } else { 10 };
     }
     let nr = lanes * vectors;
+    let tiles = Tiles::new(&m, mr, MC_TILES);
 
     let mut s = Scheduled::default();
     // The summed dim that is walked innermost: the one along which the rows lie in memory, else the last.
@@ -142,31 +286,10 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
     let k = if over.is_empty() { Dim::from(1) } else { k_dim(ki) };
     let k_outer_dims: Vec<Dim> = k_outer.iter().map(|&i| k_dim(i)).collect();
 
-    let b_dims = g.dims(b.value).to_vec();
-    let b_position = g.inputs.iter().position(|&v| v == b.value);
-    let b_columns_last = b.free_last().is_some_and(|d| d + 1 == b_dims.len());
-    let b_constant = b_position.is_some_and(|p| matches!(r.constants.get(p), Some(Some(_))));
-    let pack = match (b.free_last(), b_position) {
-        (Some(last), Some(input)) if b_constant || !b_columns_last => {
-            let mut perm: Vec<usize> = b.batch.clone();
-            perm.extend(&b.free[..b.free.len() - 1]);
-            let columns = perm.len();
-            perm.push(last);
-            perm.extend(k_outer.iter().map(|&i| b.over[i]));
-            if !over.is_empty() {
-                perm.push(b.over[ki]);
-            }
-            Some(Pack { input, perm, columns, width: nr })
-        }
-        _ => None,
-    };
-    let packed = match pack {
-        Some(p) => {
-            let dims = p.dims(&b_dims);
-            Some((p.place(r, &mut s)?, dims))
-        }
-        None => None,
-    };
+    let b_bytes = (g.dtype(b.value).bits() as usize / 8).max(1);
+    let order: Vec<usize> =
+        k_outer.iter().map(|&i| b.over[i]).chain((!over.is_empty()).then(|| b.over[ki])).collect();
+    let packed = b.place(r, &mut s, &order, nr)?;
 
     let mut e = Emitter::new(r.name, g);
     let out = node.outputs[0];
@@ -184,31 +307,28 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
     };
     let outs = (0..g.outputs.len()).map(|i| e.output(i)).collect::<Result<Vec<_>, _>>()?;
 
-    let single = k_outer.is_empty() && k.as_const().is_some_and(|c| c <= 2 * KC);
-    let kc = if single { k.as_const().unwrap_or(KC).max(1) } else { KC };
-    let row_len = (kc as usize).next_multiple_of(4 * lanes) + lanes;
+    // Few rows read the right operand once: in long runs.
+    let few = m.as_const().filter(|&m| m <= mr as i64).map_or(KC, |m| (FEW / m.max(1)).max(KC));
+    let single = k_outer.is_empty() && k.as_const().is_some_and(|c| c <= few);
+    let row_len = (few as usize).next_multiple_of(4 * lanes) + lanes;
     let a_by_rows = a.free_last() != Some(a_last);
-    let scratch_len = if a_by_rows { mr * row_len } else { mr * kc as usize };
-    let a_scratch = e.b.alloc(ct, scratch_len)?;
+    let mc = tiles.block_rows(MC_TILES);
+    let a_scratch = e.b.alloc(ct, if a_by_rows { mc * row_len } else { mc * few as usize })?;
     let (zero, one) = (e.b.int(0), e.b.int(1));
-    let sv = {
-        let (rows, cols) = if a_by_rows { (mr as i64, row_len as i64) } else { (kc, mr as i64) };
-        let (rows, cols) = (e.b.int(rows), e.b.int(cols));
+    let a_view = {
+        let (rows, cols) = (e.b.int(mc as i64), e.b.int(row_len as i64));
         e.b.view(a_scratch, zero, &[rows, cols], &[cols, one])?
     };
-    let mc_max = MC_TILES * mr as i64;
     let c_view = if single {
         None
     } else {
-        let c_scratch = e.b.alloc(ct, (mc_max * NC_PANELS) as usize * nr)?;
-        let (rows, cols) = (e.b.int(mc_max), e.b.int(NC_PANELS * nr as i64));
+        let c_scratch = e.b.alloc(ct, mc * NC_PANELS as usize * nr)?;
+        let (rows, cols) = (e.b.int(mc as i64 * NC_PANELS), e.b.int(nr as i64));
         Some(e.b.view(c_scratch, zero, &[rows, cols], &[cols, one])?)
     };
 
     // The grid: blocks of rows, blocks of panels, everything else.
     let one_dim = Dim::from(1);
-    let m_blocks = m.ceildiv(&Dim::from(mc_max)).max(&one_dim);
-    let mc = m.ceildiv(&(&m_blocks * mr as i64)) * mr as i64;
     let panels = nn.ceildiv(&Dim::from(nr as i64));
     let n_block = panels.ceildiv(&Dim::from(2)).min(&Dim::from(NC_PANELS)).max(&one_dim);
     let out_dims = g.dims(out).to_vec();
@@ -216,13 +336,12 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
     let (m_at, n_at) = (inner_of(&a), inner_of(&b));
     let outer_at: Vec<usize> = (0..out_dims.len()).filter(|&i| Some(i) != m_at && Some(i) != n_at).collect();
     let outer_dims: Vec<Dim> = outer_at.iter().map(|&i| out_dims[i].clone()).collect();
+    let results = result_dims(g, n)
+        .ok_or_else(|| Error::unsupported("contract", r.loc, "the results have other dims"))?;
 
-    let (m_v, k_v, panels_v) = (e.dim_param(&m), e.dim(&k), e.dim_param(&panels));
-    let (mc_v, nb_v) = (e.dim_param(&mc), e.dim_param(&n_block));
+    let (k_v, panels_v, nb_v) = (e.dim_param(&k), e.dim_param(&panels), e.dim_param(&n_block));
     let pid_m = e.b.program_id(0)?;
-    let m_lo = e.b.mul(pid_m, mc_v)?;
-    let m_end = e.b.add(m_lo, mc_v)?;
-    let m_hi = e.b.min(m_end, m_v)?;
+    let (m_lo, m_hi) = tiles.block(&mut e, pid_m)?;
     let pid_n = e.b.program_id(1)?;
     let p_lo = e.b.mul(pid_n, nb_v)?;
     let p_end = e.b.add(p_lo, nb_v)?;
@@ -234,9 +353,8 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
         base_coords[i] = c;
     }
     let n_exact = multiple(&nn, nr);
-    let sizes = row_tiles(mr, m.as_const());
     let heavy = heavy_epilogue(g);
-    let finish_view = if heavy { Some(epilogue_view(&mut e, ct, sizes[0], nr)?) } else { None };
+    let finish_view = if heavy { Some(epilogue_view(&mut e, ct, tiles.sizes[0], nr)?) } else { None };
 
     // Coordinates of an operand's dims.
     let operand = |side: &Side, free: Coord, ko: &[Coord], kc: Coord, base: &[Coord]| -> Vec<Coord> {
@@ -256,7 +374,7 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
             .collect()
     };
 
-    // One block of the summed dim: rows to scratch, then every panel.
+    // One block of the summed dim: the left operand's rows to scratch, then every panel with every row tile.
     let k_block = |e: &mut Emitter<'_>,
                    ko: &[Coord],
                    k0: Val,
@@ -264,59 +382,64 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
                    first: Option<Val>,
                    last: Option<Val>|
      -> Result<(), Error> {
-        cover_rows(e, m_lo, m_hi, &sizes, &mut |e, m0, size| {
-            // Copy the rows.
+        // Where a tile's rows are when they lie side by side.
+        let tile_view = |e: &mut Emitter<'_>, m0: Val, size: usize| -> Result<Val, Error> {
+            let row = e.b.sub(m0, m_lo)?;
+            let at = e.b.mul_int(row, few)?;
+            let (rows, cols) = (e.b.int(few), e.b.int(size as i64));
+            Ok(e.b.view(a_scratch, at, &[rows, cols], &[cols, one])?)
+        };
+        if a_by_rows {
+            let at = |row: Coord, k: Coord| operand(&a, row, ko, k, &base_coords);
+            copy_rows(e, a.value, a_view, ct, lanes, (m_lo, m_hi), (k0, kn), &at)?;
+        } else {
             let shape = std::mem::take(&mut e.shape);
-            if a_by_rows {
-                let count = e.b.int(size as i64);
-                e.for_loop(zero, count, 1, &[], |e, row, _| {
-                    let width = 4 * lanes;
-                    e.shape = vec![width];
-                    let at = e.b.add(m0, row)?;
-                    blocks(e, zero, kn, width, false, &[], |e, i, inside, _| {
-                        let ki = e.b.add(k0, i)?;
-                        let c = operand(&a, Coord::at(at), ko, Coord::along(ki, 0, inside), &base_coords);
-                        let t = e.emit(a.value, &c)?;
-                        let t = e.b.cast(t, ct, CAST)?;
-                        e.store_view(sv, t, &[Coord::at(row), Coord::along(i, 0, true)])?;
-                        Ok(vec![])
-                    })
-                })?;
-            } else {
+            tiles.cover(e, m_lo, m_hi, &mut |e, m0, size| {
+                let view = tile_view(e, m0, size)?;
                 e.for_loop(zero, kn, 1, &[], |e, i, _| {
                     e.shape = vec![size];
                     let ki = e.b.add(k0, i)?;
                     let c = operand(&a, Coord::along(m0, 0, true), ko, Coord::at(ki), &base_coords);
                     let t = e.emit(a.value, &c)?;
                     let t = e.b.cast(t, ct, CAST)?;
-                    e.store_view(sv, t, &[Coord::at(i), Coord::along(zero, 0, true)])?;
+                    e.store_view(view, t, &[Coord::at(i), Coord::along(zero, 0, true)])?;
                     Ok(vec![])
                 })?;
-            }
+                Ok(())
+            })?;
             e.shape = shape;
-            // Every panel.
-            e.for_loop(p_lo, p_hi, 1, &[], |e, p, _| {
+        }
+        e.for_loop(p_lo, p_hi, 1, &[], |e, p, _| {
+            let n0 = e.b.mul_int(p, nr as i64)?;
+            let pl = e.b.sub(p, p_lo)?;
+            let c_row = e.b.mul_int(pl, mc as i64)?;
+            // The panel after this one, in this block of the summed dim or the next.
+            let after = e.b.add_int(p, 1)?;
+            let more = e.b.compare(Compare::Lt, after, p_hi)?;
+            let next_k = e.b.add(k0, kn)?;
+            let (next_p, next_k) = (e.b.select(more, after, p_lo)?, e.b.select(more, k0, next_k)?);
+            tiles.cover(e, m_lo, m_hi, &mut |e, m0, size| {
                 e.shape = vec![size, nr];
-                let n0 = e.b.mul_int(p, nr as i64)?;
-                let (row, pl) = (e.b.sub(m0, m_lo)?, e.b.sub(p, p_lo)?);
-                let col = e.b.mul_int(pl, nr as i64)?;
+                let row = e.b.sub(m0, m_lo)?;
+                let c_at = e.b.add(c_row, row)?;
                 let c_map = TileMap::along(&[size, nr], &[0, 1]);
                 let zeros = |e: &mut Emitter<'_>| -> Result<Vec<Val>, Error> {
                     Ok(vec![e.b.full(ct, &[size, nr], zero_of(ct))?])
                 };
                 let init = match (c_view, first) {
                     (Some(cv), Some(first)) => e.if_else(first, zeros, |e| {
-                        Ok(vec![e.b.load(cv, &[row, col], c_map.clone(), &[true, true], zero_of(ct))?])
+                        Ok(vec![e.b.load(cv, &[c_at, zero], c_map.clone(), &[true, true], zero_of(ct))?])
                     })?,
                     _ => zeros(e)?,
                 };
+                let av = if a_by_rows { a_view } else { tile_view(e, m0, size)? };
                 let acc = e.for_loop(zero, kn, 1, &init, |e, i, c| {
                     let (map, index) = if a_by_rows {
-                        (TileMap::along(&[size, 1], &[0, 1]), [zero, i])
+                        (TileMap::along(&[size, 1], &[0, 1]), [row, i])
                     } else {
                         (TileMap::along(&[size, 1], &[1, 0]), [i, zero])
                     };
-                    let at = e.b.load(sv, &index, map, &[true, true], zero_of(ct))?;
+                    let at = e.b.load(av, &index, map, &[true, true], zero_of(ct))?;
                     let ki = e.b.add(k0, i)?;
                     let bt = match &panel_view {
                         Some((buffer, (view, strides), dims)) => {
@@ -329,6 +452,21 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
                                 c.push(Coord::at(ki));
                             }
                             c.push(Coord::along(zero, 1, true));
+                            if tiles.several() && !over.is_empty() {
+                                let line = nr * b_bytes / CACHE_LINE;
+                                for part in 0..line.max(1) {
+                                    let mut index = Vec::new();
+                                    for x in &c {
+                                        let Coord::Affine { base, .. } = *x else { continue };
+                                        index.push(base);
+                                    }
+                                    let at = index.len();
+                                    index[b.batch.len() + b.free.len() - 1] = next_p;
+                                    index[at - 2] = e.b.add(next_k, i)?;
+                                    index[at - 1] = e.b.int((part * CACHE_LINE / b_bytes) as i64);
+                                    e.b.prefetch(*view, &index)?;
+                                }
+                            }
                             e.load_view(*buffer, *view, strides, dims, &c, zero_of(g.dtype(b.value)))?
                         }
                         None => {
@@ -353,14 +491,14 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
                         if let Some(i) = n_at {
                             c[i] = Coord::along(n0, 1, n_exact);
                         }
-                        Ok(c)
+                        Ok(result_coords(e, &results, &c))
                     })?;
                     Ok(vec![])
                 };
                 match (c_view, last) {
                     (Some(cv), Some(last)) => {
                         e.if_else(last, finish, |e| {
-                            e.b.store(cv, acc, &[row, col], c_map.clone(), &[true, true])?;
+                            e.b.store(cv, acc, &[c_at, zero], c_map.clone(), &[true, true])?;
                             Ok(vec![])
                         })?;
                     }
@@ -368,27 +506,28 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
                         finish(e)?;
                     }
                 }
-                Ok(vec![])
+                Ok(())
             })?;
-            Ok(())
-        })
+            Ok(vec![])
+        })?;
+        Ok(())
     };
     if single {
         k_block(&mut e, &[], zero, k_v, None, None)?;
     } else {
-        let k_blocks = k.ceildiv(&Dim::from(kc)).max(&one_dim);
+        let k_blocks = k.ceildiv(&Dim::from(few)).max(&one_dim);
+        let kc = k.ceildiv(&k_blocks);
         let total = product(&k_outer_dims).max(&one_dim) * &k_blocks;
-        let total_v = e.dim_param(&total);
+        let (total_v, kc_v) = (e.dim_param(&total), e.dim_param(&kc));
         e.for_loop(zero, total_v, 1, &[], |e, t, _| {
             let mut dims = k_outer_dims.clone();
             dims.push(k_blocks.clone());
             let mut at = delinear(e, t, &dims)?;
             let k0 = match at.pop() {
-                Some(Coord::Affine { base, .. }) => e.b.mul_int(base, kc)?,
+                Some(Coord::Affine { base, .. }) => e.b.mul(base, kc_v)?,
                 _ => zero,
             };
             let rest = e.b.sub(k_v, k0)?;
-            let kc_v = e.b.int(kc);
             let mut kn = e.b.min(kc_v, rest)?;
             if !k_outer_dims.is_empty() {
                 // With an outer summed dim of length 0 nothing is summed.
@@ -403,13 +542,43 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
             Ok(vec![])
         })?;
     }
-    let grid = [m.ceildiv(&mc.max(&one_dim)), panels.ceildiv(&n_block), product(&outer_dims)];
+    let grid = [tiles.blocks.clone(), panels.ceildiv(&n_block), product(&outer_dims)];
     s.launches.push(e.launch(grid));
     Ok(s)
 }
 
+/// Copies rows `rows.0..rows.1` of an operand, steps `k.0..k.0 + k.1` of its summed dim, to the first rows and columns of a
+/// view in type `ct`. `at` gives the operand's coordinates from those of the row and the summed dim.
+#[allow(clippy::too_many_arguments)]
+pub fn copy_rows(
+    e: &mut Emitter<'_>,
+    value: ValueId,
+    to: Val,
+    ct: DType,
+    lanes: usize,
+    rows: (Val, Val),
+    k: (Val, Val),
+    at: &dyn Fn(Coord, Coord) -> Vec<Coord>,
+) -> Result<(), Error> {
+    let width = 4 * lanes;
+    let shape = std::mem::replace(&mut e.shape, vec![width]);
+    let zero = e.b.int(0);
+    e.for_loop(rows.0, rows.1, 1, &[], |e, row, _| {
+        let down = e.b.sub(row, rows.0)?;
+        blocks(e, zero, k.1, width, false, &[], |e, i, inside, _| {
+            let ki = e.b.add(k.0, i)?;
+            let t = e.emit(value, &at(Coord::at(row), Coord::along(ki, 0, inside)))?;
+            let t = e.b.cast(t, ct, CAST)?;
+            e.store_view(to, t, &[Coord::at(down), Coord::along(i, 0, true)])?;
+            Ok(vec![])
+        })
+    })?;
+    e.shape = shape;
+    Ok(())
+}
+
 /// Whether what follows a contraction is better computed row by row than on the whole register tile at once.
-pub fn heavy_epilogue(g: &tongtu_graph::Graph) -> bool {
+pub fn heavy_epilogue(g: &Graph) -> bool {
     g.nodes.iter().filter(|n| crate::fuse::expensive(&n.op)).count() > 0 || g.nodes.len() > 24
 }
 

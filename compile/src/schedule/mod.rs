@@ -3,6 +3,7 @@
 //! Each schedule reads only the group and the chip's description. Sizes are kernel arguments, so that one kernel
 //! serves every batch and sequence length; small structure (window lengths, steps) is written into the kernel.
 
+mod attention;
 mod contract;
 mod conv;
 mod direct;
@@ -99,6 +100,7 @@ pub fn schedule(group: &Group, constants: &[Option<Tensor>], machine: Machine) -
         Kind::Concat => map::schedule_concat(&r),
         Kind::Reduce(rows) => reduce::schedule(&r, rows),
         Kind::Contract(n) => contract::schedule(&r, *n),
+        Kind::Attention(a) => attention::schedule(&r, a),
         Kind::Conv(n) => conv::schedule(&r, *n),
         Kind::Window(n) => window::schedule(&r, *n),
         Kind::Scan => order::schedule_scan(&r),

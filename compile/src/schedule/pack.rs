@@ -9,8 +9,8 @@ use tongtu_graph::{Builder, Graph, GraphError, Type};
 use tongtu_tensor::dim::{Dim, Symbols};
 use tongtu_tensor::{DType, Tensor};
 
-use super::{Launch, Request, Scheduled, map};
-use crate::emit::{KernelArg, zero_of};
+use super::{Launch, Request, Scheduled, blocks, delinear, map, multiple, product, rows_per_instance};
+use crate::emit::{Coord, Emitter, KernelArg, zero_of};
 use crate::error::Error;
 use crate::fuse::Kind;
 
@@ -114,6 +114,56 @@ impl Pack {
         Some(out)
     }
 
+    /// A kernel that packs an operand whose last dim is summed over: squares are transposed on the way.
+    fn transposing(&self, r: &Request<'_>) -> Result<Option<Launch>, Error> {
+        let g = r.graph;
+        let (x, out) = (g.inputs[0], g.outputs[0]);
+        let last = self.perm.len() - 1;
+        let lanes = r.machine.lanes(g.dtype(x)).min(r.machine.lanes(DType::F32));
+        if self.perm[last] != last || self.columns == last || !self.width.is_multiple_of(lanes) {
+            return Ok(None);
+        }
+        let mut e = Emitter::new(r.name, g);
+        e.leaf(x)?;
+        let to = e.output(0)?;
+        let (outer, steps) = (g.dims(out)[..last].to_vec(), g.dims(out)[last].clone());
+        let inside = multiple(&g.dims(x)[self.perm[self.columns]], self.width);
+        let per = rows_per_instance(&(&steps * self.width as i64), map::GRAIN);
+        let count = product(&outer);
+        let (pid, per_v, count_v) = (e.b.program_id(0)?, e.dim_param(&per), e.dim_param(&count));
+        let (zero, steps_v) = (e.b.int(0), e.dim_param(&steps));
+        let lo = e.b.mul(pid, per_v)?;
+        let end = e.b.add(lo, per_v)?;
+        let hi = e.b.min(end, count_v)?;
+        e.for_loop(lo, hi, 1, &[], |e, row, _| {
+            let at = delinear(e, row, &outer)?;
+            let column = match at[self.columns] {
+                Coord::Affine { base, .. } => e.b.mul_int(base, self.width as i64)?,
+                Coord::Tile { .. } => zero,
+            };
+            blocks(e, zero, steps_v, lanes, multiple(&steps, lanes), &[], |e, i, whole, _| {
+                let mut from = vec![Coord::at(zero); last + 1];
+                for (place, &d) in self.perm.iter().enumerate() {
+                    from[d] = match place {
+                        p if p == self.columns => Coord::along(column, 0, inside),
+                        p if p == last => Coord::along(i, 1, whole),
+                        p => at[p],
+                    };
+                }
+                e.shape = vec![self.width, lanes];
+                let t = e.emit(x, &from)?;
+                let t = e.b.permute(t, &[1, 0])?;
+                e.shape = vec![lanes, self.width];
+                let mut to_coords = at.clone();
+                to_coords.extend([Coord::along(i, 0, whole), Coord::along(zero, 1, true)]);
+                e.store_view(to, t, &to_coords)?;
+                Ok(vec![])
+            })?;
+            Ok(vec![])
+        })?;
+        Ok(Some(e.launch([count.ceildiv(&per), Dim::from(1), Dim::from(1)])))
+    }
+
     fn graph(&self, dtype: DType, from: &[Dim]) -> Result<Graph, GraphError> {
         let mut g = Graph { name: "pack".into(), ..Graph::default() };
         let x = g.add_input(Type::tensor(dtype, from.to_vec()), None);
@@ -162,7 +212,11 @@ impl Pack {
         };
         let temp = s.temps.len();
         s.temps.push((dtype, self.dims(&dims)));
-        for mut l in map::schedule(&inner)?.launches {
+        let launches = match self.transposing(&inner)? {
+            Some(launch) => vec![launch],
+            None => map::schedule(&inner)?.launches,
+        };
+        for mut l in launches {
             for a in &mut l.args {
                 match a {
                     KernelArg::Input(_) => *a = KernelArg::Input(self.input),

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use tongtu_graph::{Op, ValueId};
+use tongtu_graph::{Graph, Op, ValueId};
 use tongtu_tensor::DType;
 use tongtu_tensor::dim::Dim;
 use tongtu_tensor::scalar::Compare;
@@ -26,9 +26,8 @@ struct Plan<'a> {
     full: bool,
 }
 
-/// The schedule of a group with reductions.
-pub fn schedule(r: &Request<'_>, rows: &RowLoops) -> Result<Scheduled, Error> {
-    let g = r.graph;
+/// The reductions of a graph, level by level: each depends on those of earlier levels only.
+pub(super) fn levels(g: &Graph) -> Vec<Vec<usize>> {
     let mut level_of: HashMap<ValueId, usize> = HashMap::new();
     let mut levels: Vec<Vec<usize>> = Vec::new();
     for (n, node) in g.nodes.iter().enumerate() {
@@ -46,6 +45,13 @@ pub fn schedule(r: &Request<'_>, rows: &RowLoops) -> Result<Scheduled, Error> {
             level_of.insert(o, level);
         });
     }
+    levels
+}
+
+/// The schedule of a group with reductions.
+pub fn schedule(r: &Request<'_>, rows: &RowLoops) -> Result<Scheduled, Error> {
+    let g = r.graph;
+    let levels = levels(g);
     let out_map =
         rows.maps.get(&g.outputs[0]).ok_or_else(|| Error::unsupported("reduce", r.loc, "no loops"))?;
     let full = out_map.iter().flatten().any(|l| rows.reduced.contains(l));
@@ -63,7 +69,8 @@ pub fn schedule(r: &Request<'_>, rows: &RowLoops) -> Result<Scheduled, Error> {
     }
 }
 
-fn coords(
+/// The coordinates of a value's dims from those of the loops.
+pub(super) fn coords(
     e: &mut Emitter<'_>,
     rows: &RowLoops,
     v: ValueId,
@@ -76,7 +83,8 @@ fn coords(
     }
 }
 
-fn initial(
+/// Accumulators of the reductions of a level, before anything is combined.
+pub(super) fn initial(
     e: &mut Emitter<'_>,
     r: &Request<'_>,
     nodes: &[usize],
@@ -96,7 +104,7 @@ fn initial(
 }
 
 /// One block of every reduction of a level into its accumulators.
-fn accumulate(
+pub(super) fn accumulate(
     e: &mut Emitter<'_>,
     r: &Request<'_>,
     rows: &RowLoops,
@@ -135,7 +143,7 @@ fn accumulate(
 }
 
 /// Binds finished accumulators to the reductions' results, one block of dims that are all kept.
-fn bind(
+pub(super) fn bind(
     e: &mut Emitter<'_>,
     r: &Request<'_>,
     nodes: &[usize],

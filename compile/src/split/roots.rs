@@ -52,6 +52,10 @@ impl Split<'_> {
             Op::For {} | Op::While {} => return self.repeat(inst),
             Op::If {} => return self.choice(inst),
             Op::Store { .. } => return self.write(inst),
+            Op::Prefetch {} => {
+                let operands = self.wholes(&inst.operands)?;
+                return Ok(self.b.add_inst(inst.op.clone(), &operands).map(|_| ())?);
+            }
             Op::Scatter { .. } | Op::AtomicReduce { .. } | Op::AtomicRmw { .. } | Op::AtomicCas { .. } => {
                 return self.indexed_write(inst);
             }

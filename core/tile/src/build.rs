@@ -274,6 +274,11 @@ impl KernelBuilder {
         let operands: Vec<Val> = std::iter::once(view).chain(index.iter().copied()).collect();
         self.one(Op::Load { map, inside: inside.to_vec(), pad, masked: false }, &operands)
     }
+    /// Says that the element at an index will be read soon.
+    pub fn prefetch(&mut self, view: Val, index: &[Val]) -> Result<(), TileError> {
+        let operands: Vec<Val> = std::iter::once(view).chain(index.iter().copied()).collect();
+        self.add_inst(Op::Prefetch {}, &operands).map(|_| ())
+    }
     /// Writes a block.
     pub fn store(
         &mut self,

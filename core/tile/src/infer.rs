@@ -284,6 +284,16 @@ pub fn infer(op: &Op, tys: &[&Ty]) -> Result<Vec<Ty>, String> {
             }
             one(*dtype, &shape)
         }
+        Op::Prefetch {} => {
+            let Some(Ty::View { rank, .. }) = tys.first() else {
+                return Err("operand 0 is not a view".into());
+            };
+            count(tys, 1 + rank)?;
+            for i in 1..=*rank {
+                scalar_i64(tys, i)?;
+            }
+            Ok(vec![])
+        }
         Op::Store { map, inside, masked } => {
             let Some(Ty::View { dtype, rank }) = tys.first() else {
                 return Err("operand 0 is not a view".into());

@@ -556,6 +556,7 @@ impl Machine<'_> {
                 }
                 return Ok(());
             }
+            Op::Prefetch {} => return Ok(()),
             Op::Alloc { dtype, len } => {
                 let garbage = u64::MAX >> (64 - dtype.bits());
                 let garbage = if dtype.is_bool() { 1 } else { garbage };

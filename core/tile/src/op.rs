@@ -345,4 +345,8 @@ tile_table! {
   } do () {
     yield %b
   }";
+    158 Prefetch "prefetch" ("view", "index…") -> "" {  } 1 Base Exact
+        rule "An i64 index for each view dim.";
+        "Says that the element at an index, and those near it, will be read soon. No result depends on it; the index may be outside the view.";
+        "prefetch %v[%zero]";
 }

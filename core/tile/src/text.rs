@@ -198,6 +198,7 @@ impl Printer<'_> {
                 return format!("{}, [{}], [{}]", self.list(&ops[..2]), self.list(dims), self.list(strides));
             }
             Op::Load { masked, .. } => Some((1, *masked)),
+            Op::Prefetch {} => Some((1, false)),
             Op::Store { masked, .. } => Some((2, *masked)),
             Op::Gather { masked, .. }
             | Op::Scatter { masked }

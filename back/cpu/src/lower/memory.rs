@@ -419,6 +419,23 @@ impl Fun<'_> {
         Ok(())
     }
 
+    /// Brings the line of an element to the second level of cache, so that what the first holds stays there.
+    pub(super) fn prefetch(&mut self, inst: &Inst) -> Result<()> {
+        let view = self.view(inst.operands[0])?;
+        let mut at = view.offset.clone();
+        for (v, stride) in inst.operands[1..].iter().zip(&view.strides) {
+            let index = self.scalar(*v)?;
+            let far = self.imul(&index, stride);
+            at = self.iadd(&at, &far);
+        }
+        let bits = self.imul(&at, &view.buffer.dtype.bits().to_string().into());
+        let bytes = self.bin("ashr", "i64", &bits, &"3".into());
+        let ptr = self.offset(&view.buffer.ptr, &bytes);
+        self.declared.insert("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)".to_string());
+        self.line(format_args!("call void @llvm.prefetch.p0(ptr {ptr}, i32 0, i32 2, i32 1)"));
+        Ok(())
+    }
+
     /// Whether a streamed load feeds the matrix unit.
     fn wanted_by_unit(&self, v: Val) -> bool {
         self.unit_operands.contains(&v)

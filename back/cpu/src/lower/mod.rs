@@ -382,6 +382,7 @@ impl<'k> Fun<'k> {
             }
             Op::Load { map, inside, pad, masked } => self.load(inst, map, inside, *pad, *masked),
             Op::Store { map, inside, masked } => self.store(inst, map, inside, *masked),
+            Op::Prefetch {} => self.prefetch(inst),
             Op::Gather { pad, masked } => self.gather(inst, *pad, *masked),
             Op::Scatter { masked } => self.scatter(inst, *masked),
             Op::AtomicReduce { combiner, masked, .. } => self.atomic(inst, *combiner, "monotonic", *masked),

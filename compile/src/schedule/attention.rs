@@ -1,0 +1,297 @@
+//! Attention: rows of scores made, reduced and multiplied while they are near.
+//!
+//! For each register tile of queries the products with all keys go to rows in memory of the instance's own, the operations
+//! between the contractions run along these rows in place, and the products with the values follow. Nothing is assumed
+//! of what lies between but that it goes along rows: softmax with or without masks, caps and biases is one case.
+
+use tongtu_graph::{Graph, Op, ValueId};
+use tongtu_tensor::DType;
+use tongtu_tensor::dim::Dim;
+use tongtu_tensor::scalar::Compare;
+use tongtu_tile::{Access, TileMap, Val};
+
+use super::contract::{
+    Side, Tiles, copy_rows, epilogue, epilogue_view, heavy_epilogue, register_tile, result_coords,
+};
+use super::reduce::{accumulate, bind, coords, initial, levels};
+use super::{Request, Scheduled, blocks, delinear, multiple, product};
+use crate::emit::{CAST, Coord, Emitter, KernelArg, zero_of};
+use crate::error::Error;
+use crate::fuse::{Attention, expensive, result_dims};
+
+/// Most register tiles of queries that an instance takes.
+const TILES: i64 = 8;
+
+/// The schedule of two contractions and what is between and after them.
+pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
+    let g = r.graph;
+    let wrong = |what: &str| Error::unsupported("attention", r.loc, what);
+    let (first, second) = (&g.nodes[at.scores], &g.nodes[at.product]);
+    let pairs = |op: &Op| if let Op::Contract { batch, .. } = op { batch.len() } else { 0 };
+    let side = |node: &tongtu_graph::Node| {
+        let left = Side::new(g, node, 0, pairs(&node.op));
+        let right = Side::new(g, node, 1, left.first + left.free.len());
+        (left, right)
+    };
+    let ((q, k), (p, v)) = (side(first), side(second));
+    let (scores, out) = (first.outputs[0], second.outputs[0]);
+    let rows = &at.rows;
+    let (Some(score_loops), Some(row_loops)) = (rows.maps.get(&scores), rows.maps.get(&p.value)) else {
+        return Err(wrong("the rows have other loops"));
+    };
+    let (Some(value_dim), Some(&head)) = (v.free_last(), q.over.first()) else {
+        return Err(wrong("an operand lacks a dim"));
+    };
+    let Some(along) = rows.extents.len().checked_sub(1) else { return Err(wrong("there are no rows")) };
+    // The loop of each dim of the left operands.
+    let query_loop = |d: usize| match q.batch.iter().position(|&b| b == d) {
+        Some(i) => score_loops[i],
+        None => q.free.iter().position(|&f| f == d).and_then(|i| score_loops[q.first + i]),
+    };
+    let tall = q.free_last().and_then(query_loop).filter(|l| p.free_last().and_then(|d| row_loops[d]) == Some(*l));
+    let one = Dim::from(1);
+    let m = tall.map_or(one.clone(), |l| rows.extents[l].clone());
+    let (keys, head) = (rows.extents[along].clone(), g.dims(q.value)[head].clone());
+    let columns = g.dims(v.value)[value_dim].clone();
+    let ct = DType::F32;
+    let lanes = r.machine.lanes(ct);
+    let (mr, vectors) = register_tile(r);
+    let (nr, width) = (lanes * vectors, 4 * lanes);
+    let tiles = Tiles::new(&m, mr, TILES);
+    let height = tiles.sizes[0];
+
+    let mut s = Scheduled::default();
+    let k_packed = k.place(r, &mut s, &k.over, nr)?;
+    let v_packed = v.place(r, &mut s, &v.over, nr)?;
+    let outer: Vec<usize> = (0..along).filter(|&l| Some(l) != tall).collect();
+    let outer_dims: Vec<Dim> = outer.iter().map(|&l| rows.extents[l].clone()).collect();
+    let count = product(&outer_dims);
+    // Some more than whole blocks, so that rows do not fall on one another in caches.
+    let row_len = keys.ceildiv(&Dim::from(width as i64)) * width as i64 + lanes as i64;
+    let room = Dim::from(height as i64) * &row_len;
+    s.temps.push((ct, vec![&count * &tiles.blocks, room.clone()]));
+    let temp = KernelArg::Temp(s.temps.len() - 1);
+
+    let mut e = Emitter::new(r.name, g);
+    e.leaves_of(&g.outputs, &[out])?;
+    e.leaves_of(&[p.value], &[scores])?;
+    e.leaves_of(&[q.value], &[])?;
+    let panel = |e: &mut Emitter<'_>, side: &Side, packed| -> Result<Option<Panels>, Error> {
+        let Some((arg, dims)): Option<(KernelArg, Vec<Dim>)> = packed else {
+            return e.leaves_of(&[side.value], &[]).map(|_| None);
+        };
+        let buffer = e.buffer(arg, g.dtype(side.value), Access::Read);
+        Ok(Some((buffer, e.view(buffer, &dims)?, dims)))
+    };
+    let k_view = panel(&mut e, &k, k_packed)?;
+    let v_view = panel(&mut e, &v, v_packed)?;
+    let outs = (0..g.outputs.len()).map(|i| e.output(i)).collect::<Result<Vec<_>, _>>()?;
+    let results = result_dims(g, at.product).ok_or_else(|| wrong("the results have other dims"))?;
+    let head_room = (head.as_const().unwrap_or(0) as usize).next_multiple_of(width) + lanes;
+    let q_scratch = e.b.alloc(ct, height * head_room)?;
+    let finish_view =
+        if heavy_epilogue(&after(g, at)) { Some(epilogue_view(&mut e, ct, height, nr)?) } else { None };
+    let s_buffer = e.buffer(temp, ct, Access::ReadWrite);
+    let (zero, unit) = (e.b.int(0), e.b.int(1));
+    let q_view = {
+        let (rows, cols) = (e.b.int(height as i64), e.b.int(head_room as i64));
+        e.b.view(q_scratch, zero, &[rows, cols], &[cols, unit])?
+    };
+    let (blocks_v, room_v, len_v) = (e.dim_param(&tiles.blocks), e.dim_param(&room), e.dim_param(&row_len));
+    let (pid_m, pid_o) = (e.b.program_id(0)?, e.b.program_id(2)?);
+    let s_view = {
+        let base = e.b.mul(pid_o, blocks_v)?;
+        let instance = e.b.add(base, pid_m)?;
+        let base = e.b.mul(instance, room_v)?;
+        let rows = e.b.int(height as i64);
+        e.b.view(s_buffer, base, &[rows, len_v], &[len_v, unit])?
+    };
+    let (m_lo, m_hi) = tiles.block(&mut e, pid_m)?;
+    let mut loops: Vec<Option<Coord>> = vec![None; rows.extents.len()];
+    for (&l, c) in outer.iter().zip(delinear(&mut e, pid_o, &outer_dims)?) {
+        loops[l] = Some(c);
+    }
+    let of = |l: Option<usize>| l.and_then(|l| loops[l]).unwrap_or(Coord::at(zero));
+    let panels = |d: &Dim| d.ceildiv(&Dim::from(nr as i64));
+    let (keys_v, head_v) = (e.dim_param(&keys), e.dim(&head));
+    let (key_panels, value_panels) = (e.dim_param(&panels(&keys)), e.dim(&panels(&columns)));
+    let (keys_exact, columns_exact) = (multiple(&keys, nr), multiple(&columns, nr));
+    let levels = levels(g);
+
+    // A register tile times a panel of one side's columns.
+    let multiply = |e: &mut Emitter<'_>,
+                    side: &Side,
+                    packed: &Option<Panels>,
+                    left: Val,
+                    size: usize,
+                    column: Val,
+                    exact: bool,
+                    steps: Val,
+                    batch: &dyn Fn(usize) -> Coord|
+     -> Result<Val, Error> {
+        let init = e.b.full(ct, &[size, nr], zero_of(ct))?;
+        let acc = e.for_loop(zero, steps, 1, &[init], |e, i, c| {
+            let map = TileMap::along(&[size, 1], &[0, 1]);
+            let a = e.b.load(left, &[zero, i], map, &[true, true], zero_of(ct))?;
+            let b = match packed {
+                Some((buffer, (view, strides), dims)) => {
+                    let mut c: Vec<Coord> = (0..side.batch.len()).map(batch).collect();
+                    c.extend([Coord::at(column), Coord::at(i), Coord::along(zero, 1, true)]);
+                    e.load_view(*buffer, *view, strides, dims, &c, zero_of(g.dtype(side.value)))?
+                }
+                None => {
+                    let n0 = e.b.mul_int(column, nr as i64)?;
+                    let c: Vec<Coord> = (0..g.dims(side.value).len())
+                        .map(|d| match side.batch.iter().position(|&x| x == d) {
+                            Some(j) => batch(j),
+                            None if side.over.contains(&d) => Coord::at(i),
+                            None => Coord::along(n0, 1, exact),
+                        })
+                        .collect();
+                    let t = e.emit(side.value, &c)?;
+                    e.b.broadcast(t, &[1, nr])?
+                }
+            };
+            let b = e.b.cast(b, ct, CAST)?;
+            Ok(vec![e.b.mma(c[0], a, b)?])
+        })?;
+        Ok(acc[0])
+    };
+
+    tiles.cover(&mut e, m_lo, m_hi, &mut |e, m0, size| {
+        let m1 = e.b.add_int(m0, size as i64)?;
+        copy_rows(e, q.value, q_view, ct, lanes, (m0, m1), (zero, head_v), &|row, kc| {
+            (0..g.dims(q.value).len())
+                .map(|d| match query_loop(d) {
+                    _ if q.over.contains(&d) => kc,
+                    Some(l) if Some(l) == tall => row,
+                    l => of(l),
+                })
+                .collect()
+        })?;
+        e.for_loop(zero, key_panels, 1, &[], |e, column, _| {
+            e.shape = vec![size, nr];
+            let batch = |j: usize| of(score_loops[j]);
+            let acc = multiply(e, &k, &k_view, q_view, size, column, keys_exact, head_v, &batch)?;
+            let at = e.b.mul_int(column, nr as i64)?;
+            e.b.store(s_view, acc, &[zero, at], TileMap::along(&[size, nr], &[0, 1]), &[true, true])?;
+            Ok(vec![])
+        })?;
+        // Along the rows, in place.
+        e.shape = vec![width];
+        let line = TileMap::along(&[width], &[1]);
+        let size_v = e.b.int(size as i64);
+        e.for_loop(zero, size_v, 1, &[], |e, row, _| {
+            let mut loops = loops.clone();
+            if let Some(l) = tall {
+                loops[l] = Some(Coord::at(e.b.add(m0, row)?));
+            }
+            let mut held = scores;
+            let load = |e: &mut Emitter<'_>, held: ValueId, i: Val| -> Result<(), Error> {
+                let t = e.b.load(s_view, &[row, i], line.clone(), &[true, true], zero_of(ct))?;
+                let t = e.b.cast(t, g.dtype(held), CAST)?;
+                e.bind(held, t);
+                Ok(())
+            };
+            let store = |e: &mut Emitter<'_>, v: ValueId, i: Val, loops: &[Option<Coord>]| -> Result<(), Error> {
+                let c = coords(e, rows, v, loops)?;
+                let t = e.emit(v, &c)?;
+                let t = e.b.cast(t, ct, CAST)?;
+                e.store_view(s_view, t, &[Coord::at(row), Coord::along(i, 0, true)])
+            };
+            for (i, nodes) in levels.iter().enumerate() {
+                let later: Vec<ValueId> = levels[i + 1..].iter().flatten().map(|&n| g.nodes[n].inputs[0]).collect();
+                let kept = replaces(g, nodes, &[&later[..], &[p.value]].concat(), held);
+                let init = initial(e, r, nodes, &[width])?;
+                let sums = blocks(e, zero, keys_v, width, multiple(&keys, width), &init, |e, i, inside, c| {
+                    load(e, held, i)?;
+                    let mut at = loops.clone();
+                    at[along] = Some(Coord::along(i, 0, inside));
+                    let mask = if inside {
+                        None
+                    } else {
+                        let index = e.index_tile(Coord::along(i, 0, true))?;
+                        let end = e.b.broadcast(keys_v, &[width])?;
+                        Some(e.b.compare(Compare::Lt, index, end)?)
+                    };
+                    let sums = accumulate(e, r, rows, nodes, &at, c, mask)?;
+                    if let Some(v) = kept {
+                        store(e, v, i, &at)?;
+                    }
+                    Ok(sums)
+                })?;
+                held = kept.unwrap_or(held);
+                bind(e, r, nodes, &sums, true)?;
+            }
+            blocks(e, zero, keys_v, width, multiple(&keys, width), &[], |e, i, inside, _| {
+                load(e, held, i)?;
+                let mut at = loops.clone();
+                at[along] = Some(Coord::along(i, 0, inside));
+                store(e, p.value, i, &at)?;
+                Ok(vec![])
+            })?;
+            Ok(vec![])
+        })?;
+        e.for_loop(zero, value_panels, 1, &[], |e, column, _| {
+            e.shape = vec![size, nr];
+            let batch = |j: usize| of(row_loops[p.batch[j]]);
+            let acc = multiply(e, &v, &v_view, s_view, size, column, columns_exact, keys_v, &batch)?;
+            let n0 = e.b.mul_int(column, nr as i64)?;
+            epilogue(e, out, acc, finish_view, &outs, &mut |e, row| {
+                let place = |e: &mut Emitter<'_>, l: Option<usize>| -> Result<Coord, Error> {
+                    Ok(match row {
+                        _ if l.is_none() || l != tall => of(l),
+                        None => Coord::along(m0, 0, true),
+                        Some(row) => Coord::at(e.b.add(m0, row)?),
+                    })
+                };
+                let mut c = Vec::new();
+                for &d in p.batch.iter().chain(&p.free) {
+                    c.push(place(e, row_loops[d])?);
+                }
+                c.push(Coord::along(n0, 1, columns_exact));
+                Ok(result_coords(e, &results, &c))
+            })?;
+            Ok(vec![])
+        })?;
+        Ok(())
+    })?;
+    s.launches.push(e.launch([tiles.blocks.clone(), one, count]));
+    Ok(s)
+}
+
+/// An operand in panels: buffer, view with its strides, dims.
+type Panels = (Val, (Val, Vec<Val>), Vec<Dim>);
+
+/// What follows the second contraction.
+fn after(g: &Graph, at: &Attention) -> Graph {
+    Graph { nodes: g.nodes[at.product..].to_vec(), ..Graph::default() }
+}
+
+/// The operand of a level's reduction, if it is dear to compute and all that is computed later reaches `held` through it
+/// only, so that it can take its place.
+fn replaces(g: &Graph, nodes: &[usize], later: &[ValueId], held: ValueId) -> Option<ValueId> {
+    let [n] = nodes[..] else { return None };
+    let v = g.nodes[n].inputs[0];
+    let defs = g.definitions();
+    let reaches = |from: &[ValueId], stop: &[ValueId]| -> (bool, bool) {
+        let (mut seen, mut stack) = (vec![false; g.values.len()], from.to_vec());
+        let (mut found, mut dear) = (false, false);
+        while let Some(x) = stack.pop() {
+            found |= x == held;
+            if x == held || stop.contains(&x) || std::mem::replace(&mut seen[x.index()], true) {
+                continue;
+            }
+            let Some(n) = defs[x.index()] else { continue };
+            // Reductions are computed by then.
+            if !matches!(g.nodes[n].op, Op::Reduce { .. }) {
+                dear |= expensive(&g.nodes[n].op);
+                stack.extend(&g.nodes[n].inputs);
+            }
+        }
+        (found, dear)
+    };
+    let (_, dear) = reaches(&[v], &[]);
+    let (found, _) = reaches(later, &[v]);
+    (v != held && dear && !found).then_some(v)
+}
