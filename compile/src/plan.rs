@@ -32,7 +32,7 @@ struct Lowerer<'a> {
     chip: &'a Chip,
     kernels: Vec<Shared>,
     by_text: HashMap<String, usize>,
-    packed: HashMap<(usize, usize, Vec<usize>, usize, usize), ValueRef>,
+    packed: HashMap<(usize, usize, Vec<usize>, [usize; 4]), ValueRef>,
     constants: HashMap<(usize, usize, Vec<usize>, DType), ValueRef>,
     bound: BTreeSet<Sym>,
     fixed: BTreeSet<Sym>,
@@ -351,7 +351,8 @@ impl Lowerer<'_> {
 
     fn pack(&mut self, p: &Pack, value: Option<&Tensor>, loc: &Loc) -> Result<ValueRef, Error> {
         let value = value.ok_or_else(|| Error::unsupported("pack", loc, "not a constant"))?;
-        let key = (value.bytes().as_ptr() as usize, value.byte_offset(), p.perm.clone(), p.columns, p.width);
+        let layout = [p.columns, p.width, p.group.0, p.group.1];
+        let key = (value.bytes().as_ptr() as usize, value.byte_offset(), p.perm.clone(), layout);
         let shareable = value.is_contiguous() && value.nbytes() >= 64;
         if let Some(&r) = self.packed.get(&key).filter(|_| shareable) {
             return Ok(r);

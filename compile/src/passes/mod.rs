@@ -21,6 +21,7 @@ mod inline;
 mod layout;
 mod linear;
 mod movement;
+mod narrow;
 mod rewrite;
 mod stats;
 mod strided;
@@ -54,7 +55,7 @@ impl Default for Options {
 const MAX_SWEEPS: usize = 24;
 
 const SIMPLIFY: &[Rule] =
-    &[fold::rule, control::rule, elementwise::rule, arith::rule, movement::rule, linear::rule];
+    &[fold::rule, control::rule, elementwise::rule, arith::rule, movement::rule, narrow::rule, linear::rule];
 
 const LAYOUT: &[Rule] = &[
     control::rule,
@@ -62,6 +63,7 @@ const LAYOUT: &[Rule] = &[
     fold::rule,
     elementwise::rule,
     arith::rule,
+    narrow::rule,
     linear::rule,
     dilation::rule,
     layout::rule,
@@ -74,6 +76,7 @@ const FINISH: &[Rule] = &[
     fold::all,
     elementwise::rule,
     arith::rule,
+    narrow::rule,
     linear::rule,
     dilation::rule,
     layout::finish,

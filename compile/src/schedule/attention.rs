@@ -61,8 +61,8 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
     let height = tiles.sizes[0];
 
     let mut s = Scheduled::default();
-    let k_packed = k.place(r, &mut s, &k.over, nr)?;
-    let v_packed = v.place(r, &mut s, &v.over, nr)?;
+    let k_packed = k.place(r, &mut s, &k.over, nr, (1, 1))?;
+    let v_packed = v.place(r, &mut s, &v.over, nr, (1, 1))?;
     let outer: Vec<usize> = (0..along).filter(|&l| Some(l) != tall).collect();
     let outer_dims: Vec<Dim> = outer.iter().map(|&l| rows.extents[l].clone()).collect();
     let count = product(&outer_dims);

@@ -9,7 +9,7 @@ use tongtu_graph::{Graph, Node, Op, ValueId};
 use tongtu_tensor::DType;
 use tongtu_tensor::dim::Dim;
 use tongtu_tensor::scalar::{Binary, Compare};
-use tongtu_tile::{Access, TileMap, Val};
+use tongtu_tile::{Access, Factor, TileMap, Val};
 
 use super::{Pack, Request, Scheduled, blocks, delinear, multiple, product};
 use crate::emit::{CAST, Coord, Emitter, KernelArg, zero_of};
@@ -20,6 +20,8 @@ use crate::fuse::result_dims;
 const KC: i64 = 256;
 /// As many elements of few rows are in a block instead.
 const FEW: i64 = 8192;
+/// Most bytes of a row of a matrix unit's operand in a block.
+const UNIT_BYTES: i64 = 2048;
 /// Most register tiles of rows in a block.
 const MC_TILES: i64 = 12;
 /// Bytes that a prefetch brings.
@@ -75,6 +77,12 @@ impl Side {
         self.free.last().copied()
     }
 
+    /// Whether the operand is a constant.
+    fn is_constant(&self, r: &Request<'_>) -> bool {
+        let input = r.graph.inputs.iter().position(|&v| v == self.value);
+        input.is_some_and(|p| matches!(r.constants.get(p), Some(Some(_))))
+    }
+
     /// As the right operand: its panels of `width` columns, with the summed dims in the given order, and their dims. Nothing where its
     /// columns are next to each other in memory already.
     pub fn place(
@@ -83,13 +91,13 @@ impl Side {
         s: &mut Scheduled,
         over: &[usize],
         width: usize,
+        group: (usize, usize),
     ) -> Result<Option<(KernelArg, Vec<Dim>)>, Error> {
         let dims = r.graph.dims(self.value);
         let input = r.graph.inputs.iter().position(|&v| v == self.value);
         let columns_last = self.free_last().is_some_and(|d| d + 1 == dims.len());
-        let constant = input.is_some_and(|p| matches!(r.constants.get(p), Some(Some(_))));
         let (Some(last), Some(input)) = (self.free_last(), input) else { return Ok(None) };
-        if columns_last && !constant {
+        if columns_last && !self.is_constant(r) {
             return Ok(None);
         }
         let mut perm: Vec<usize> = self.batch.clone();
@@ -97,7 +105,7 @@ impl Side {
         let columns = perm.len();
         perm.push(last);
         perm.extend(over);
-        let pack = Pack { input, perm, columns, width };
+        let pack = Pack { input, perm, columns, width, group };
         let dims = pack.dims(dims);
         Ok(Some((pack.place(r, s)?, dims)))
     }
@@ -274,9 +282,6 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
     if vectors == 1 {
         mr = if r.machine.registers >= 32 { 24 } else { 10 };
     }
-    let nr = lanes * vectors;
-    let tiles = Tiles::new(&m, mr, MC_TILES);
-
     let mut s = Scheduled::default();
     // The summed dim that is walked innermost: the one along which the rows lie in memory, else the last.
     let a_last = g.dims(a.value).len().saturating_sub(1);
@@ -286,10 +291,23 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
     let k = if over.is_empty() { Dim::from(1) } else { k_dim(ki) };
     let k_outer_dims: Vec<Dim> = k_outer.iter().map(|&i| k_dim(i)).collect();
 
-    let b_bytes = (g.dtype(b.value).bits() as usize / 8).max(1);
+    let (a_type, b_type) = (g.dtype(a.value), g.dtype(b.value));
+    let b_bytes = (b_type.bits() as usize / 8).max(1);
+    let a_by_rows = a.free_last() != Some(a_last);
+    // Two by two squares of a matrix unit, operands as they are.
+    let unit = r.machine.unit(a_type, b_type, acc).filter(|_| {
+        a_by_rows && k_outer.is_empty() && !over.is_empty() && vectors == 2 && b.is_constant(r)
+    });
+    let (depth, side) = unit.map_or((1, 1), |u| (u.shape[2], 4 / b_bytes));
+    let mut nr = lanes * vectors;
+    if let Some(u) = &unit {
+        (mr, nr) = (2 * u.shape[0], 2 * u.shape[1]);
+    }
+    let tiles = Tiles::new(&m, mr, if unit.is_some() { MC_TILES / 2 } else { MC_TILES });
+    let st = if unit.is_some() { a_type } else { ct };
     let order: Vec<usize> =
         k_outer.iter().map(|&i| b.over[i]).chain((!over.is_empty()).then(|| b.over[ki])).collect();
-    let packed = b.place(r, &mut s, &order, nr)?;
+    let packed = b.place(r, &mut s, &order, nr, (side, depth))?;
 
     let mut e = Emitter::new(r.name, g);
     let out = node.outputs[0];
@@ -308,12 +326,11 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
     let outs = (0..g.outputs.len()).map(|i| e.output(i)).collect::<Result<Vec<_>, _>>()?;
 
     // Few rows read the right operand once: in long runs.
-    let few = m.as_const().filter(|&m| m <= mr as i64).map_or(KC, |m| (FEW / m.max(1)).max(KC));
+    let few = if unit.is_some() { UNIT_BYTES / b_bytes as i64 } else { m.as_const().filter(|&m| m <= mr as i64).map_or(KC, |m| (FEW / m.max(1)).max(KC)) };
     let single = k_outer.is_empty() && k.as_const().is_some_and(|c| c <= few);
-    let row_len = (few as usize).next_multiple_of(4 * lanes) + lanes;
-    let a_by_rows = a.free_last() != Some(a_last);
+    let row_len = (few as usize).next_multiple_of(4 * lanes) + CACHE_LINE * 8 / st.bits() as usize;
     let mc = tiles.block_rows(MC_TILES);
-    let a_scratch = e.b.alloc(ct, if a_by_rows { mc * row_len } else { mc * few as usize })?;
+    let a_scratch = e.b.alloc(st, if a_by_rows { mc * row_len } else { mc * few as usize })?;
     let (zero, one) = (e.b.int(0), e.b.int(1));
     let a_view = {
         let (rows, cols) = (e.b.int(mc as i64), e.b.int(row_len as i64));
@@ -353,7 +370,7 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
         base_coords[i] = c;
     }
     let n_exact = multiple(&nn, nr);
-    let heavy = heavy_epilogue(g);
+    let heavy = heavy_epilogue(g) || unit.is_some();
     let finish_view = if heavy { Some(epilogue_view(&mut e, ct, tiles.sizes[0], nr)?) } else { None };
 
     // Coordinates of an operand's dims.
@@ -391,7 +408,7 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
         };
         if a_by_rows {
             let at = |row: Coord, k: Coord| operand(&a, row, ko, k, &base_coords);
-            copy_rows(e, a.value, a_view, ct, lanes, (m_lo, m_hi), (k0, kn), &at)?;
+            copy_rows(e, a.value, a_view, st, lanes, (m_lo, m_hi), (k0, kn), &at)?;
         } else {
             let shape = std::mem::take(&mut e.shape);
             tiles.cover(e, m_lo, m_hi, &mut |e, m0, size| {
@@ -433,7 +450,38 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
                     _ => zeros(e)?,
                 };
                 let av = if a_by_rows { a_view } else { tile_view(e, m0, size)? };
-                let acc = e.for_loop(zero, kn, 1, &init, |e, i, c| {
+                // Where a matrix unit's panel begins, groups of steps in rows.
+                let group_view = match (&unit, &panel_view) {
+                    (Some(_), Some((buffer, (_, strides), dims))) => {
+                        let mut base = zero;
+                        let place = b.batch.iter().enumerate().map(|(i, _)| base_coords[i]);
+                        let place = place.chain((0..b.free.len() - 1).map(|i| base_coords[b.first + i]));
+                        for (c, stride) in place.chain([Coord::at(p)]).zip(strides) {
+                            if let Coord::Affine { base: at, .. } = c {
+                                let far = e.b.mul(at, *stride)?;
+                                base = e.b.add(base, far)?;
+                            }
+                        }
+                        let rows = e.dim_param(&dims[dims.len() - 3]);
+                        let (columns, steps) = (e.b.int(nr as i64), e.b.int(side as i64));
+                        let row = e.b.int((nr * side) as i64);
+                        Some(e.b.view(*buffer, base, &[rows, columns, steps], &[row, steps, one])?)
+                    }
+                    _ => None,
+                };
+                let acc = e.for_loop(zero, kn, depth as i64, &init, |e, i, c| {
+                    if let Some(view) = group_view {
+                        let map = TileMap::along(&[size, depth], &[0, 1]);
+                        let at = e.b.load(av, &[row, i], map, &[true, true], zero_of(st))?;
+                        let factor = |size: usize, dim: usize| Factor { size, dim: Some(dim), step: 1 };
+                        let map =
+                            TileMap(vec![vec![factor(depth / side, 0), factor(side, 2)], vec![factor(nr, 1)]]);
+                        let ki = e.b.add(k0, i)?;
+                        let steps = e.b.int(side as i64);
+                        let q = e.b.div(ki, steps)?;
+                        let bt = e.b.load(view, &[q, zero, zero], map, &[true; 3], zero_of(b_type))?;
+                        return Ok(vec![e.b.mma(c[0], at, bt)?]);
+                    }
                     let (map, index) = if a_by_rows {
                         (TileMap::along(&[size, 1], &[0, 1]), [row, i])
                     } else {
@@ -516,7 +564,9 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
         k_block(&mut e, &[], zero, k_v, None, None)?;
     } else {
         let k_blocks = k.ceildiv(&Dim::from(few)).max(&one_dim);
-        let kc = k.ceildiv(&k_blocks);
+        let whole = Dim::from(depth as i64);
+        let kc = k.ceildiv(&(&k_blocks * depth as i64)) * &whole;
+        let k_blocks = k.ceildiv(&kc.max(&one_dim)).max(&one_dim);
         let total = product(&k_outer_dims).max(&one_dim) * &k_blocks;
         let (total_v, kc_v) = (e.dim_param(&total), e.dim_param(&kc));
         e.for_loop(zero, total_v, 1, &[], |e, t, _| {

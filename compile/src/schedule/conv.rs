@@ -114,7 +114,7 @@ fn depthwise(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
     let mut perm = vec![Conv::at(&spec.kernel, ConvRole::N)];
     perm.extend((0..rank).map(|i| Conv::at(&spec.kernel, ConvRole::S(i))));
     perm.push(Conv::at(&spec.kernel, ConvRole::C));
-    let pack = Pack { input, perm, columns: 0, width: cl };
+    let pack = Pack { input, perm, columns: 0, width: cl, group: (1, 1) };
     let packed_dims = pack.dims(g.dims(c.kernel));
     let arg = pack.place(r, &mut s)?;
 

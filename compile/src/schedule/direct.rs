@@ -293,7 +293,7 @@ pub fn schedule(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
     let mut perm = vec![Conv::at(&spec.kernel, ConvRole::N)];
     perm.extend((0..rank).map(|i| Conv::at(&spec.kernel, ConvRole::S(i))));
     perm.insert(if planar { rank } else { rank + 1 }, Conv::at(&spec.kernel, ConvRole::C));
-    let pack = Pack { input, perm, columns: 0, width: nr };
+    let pack = Pack { input, perm, columns: 0, width: nr, group: (1, 1) };
     // A panel's taps and channels as one dim.
     let taps: i64 = c.taps.iter().product();
     let panel_dims = [pack.dims(g.dims(c.kernel))[0].clone(), Dim::from(taps * ic), Dim::from(nr as i64)];

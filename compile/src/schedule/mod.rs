@@ -56,12 +56,38 @@ pub struct Machine {
     pub vector_bytes: usize,
     /// Number of vector registers.
     pub registers: usize,
+    /// Matrix units.
+    pub units: [Option<Unit>; 8],
+}
+
+/// A matrix unit: `acc[m, n] += lhs[m, k] * rhs[k, n]`, the right operand with the elements of as many steps as fill 32 bits
+/// side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unit {
+    /// Element types of the left and right operand and of the sums.
+    pub types: [DType; 3],
+    /// Rows, columns and steps of one product.
+    pub shape: [usize; 3],
 }
 
 impl Machine {
     /// From a chip's description.
     pub fn of(chip: &Chip) -> Machine {
-        Machine { vector_bytes: chip.vector.bits as usize / 8, registers: chip.vector.registers as usize }
+        let mut units = [None; 8];
+        let all = chip.matrix.iter().filter_map(|u| {
+            let types = [u.lhs.parse().ok()?, u.rhs.parse().ok()?, u.acc.parse().ok()?];
+            Some(Unit { types, shape: [u.m as usize, u.n as usize, u.k as usize] })
+        });
+        units.iter_mut().zip(all).for_each(|(slot, u)| *slot = Some(u));
+        Machine {
+            vector_bytes: chip.vector.bits as usize / 8,
+            registers: chip.vector.registers as usize,
+            units,
+        }
+    }
+    /// The matrix unit that takes these element types.
+    pub fn unit(&self, lhs: DType, rhs: DType, acc: DType) -> Option<Unit> {
+        self.units.iter().flatten().find(|u| u.types == [lhs, rhs, acc]).copied()
     }
     /// Elements of a type in a vector register.
     pub fn lanes(&self, dtype: DType) -> usize {

@@ -26,6 +26,9 @@ pub struct Pack {
     pub columns: usize,
     /// Columns of a panel.
     pub width: usize,
+    /// Steps of the last summed dim that stand side by side, as a matrix unit reads them, and the number that its length is padded to a
+    /// multiple of, with zeros. With more than 1 the packed dims end in `[…, length / steps, width, steps]`.
+    pub group: (usize, usize),
 }
 
 /// Makes subnormal `f32` elements zero. Products may count them so, and they slow a processor down a hundredfold; weights that
@@ -44,7 +47,16 @@ impl Pack {
     pub fn dims(&self, from: &[Dim]) -> Vec<Dim> {
         let mut dims: Vec<Dim> = self.perm.iter().map(|&p| from[p].clone()).collect();
         dims[self.columns] = dims[self.columns].ceildiv(&Dim::from(self.width as i64));
+        let (side, whole) = self.group;
+        if side > 1
+            && let Some(last) = dims.last_mut()
+        {
+            *last = last.ceildiv(&Dim::from(whole as i64)) * (whole / side) as i64;
+        }
         dims.push(Dim::from(self.width as i64));
+        if side > 1 {
+            dims.push(Dim::from(side as i64));
+        }
         dims
     }
 
@@ -109,6 +121,30 @@ impl Pack {
             }
             if value.dtype() == DType::F32 {
                 flush(bytes);
+            }
+        });
+        if self.group.0 > 1 { self.side_by_side(&out, size) } else { Some(out) }
+    }
+
+    /// Panels `[…, steps, width]` with groups of steps side by side.
+    fn side_by_side(&self, panels: &Tensor, size: usize) -> Option<Tensor> {
+        let (side, whole) = self.group;
+        let mut shape = panels.shape().to_vec();
+        let steps = shape[shape.len() - 2];
+        let padded = steps.div_ceil(whole) * whole;
+        shape.truncate(shape.len() - 2);
+        shape.extend([padded / side, self.width, side]);
+        let mut out = Tensor::zeros(panels.dtype(), &shape).ok()?;
+        let (line, source) = (self.width * size, panels.bytes());
+        if steps == 0 || line == 0 {
+            return Some(out);
+        }
+        out.bytes_mut().par_chunks_mut(padded * line).zip(source.par_chunks(steps * line)).for_each(|(to, from)| {
+            for (k, row) in from.chunks_exact(line).enumerate() {
+                for (j, cell) in row.chunks_exact(size).enumerate() {
+                    let at = (k / side * self.width * side + j * side + k % side) * size;
+                    to[at..at + size].copy_from_slice(cell);
+                }
             }
         });
         Some(out)

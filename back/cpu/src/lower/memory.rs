@@ -428,8 +428,9 @@ impl Fun<'_> {
             let far = self.imul(&index, stride);
             at = self.iadd(&at, &far);
         }
-        let bits = self.imul(&at, &view.buffer.dtype.bits().to_string().into());
-        let bytes = self.bin("ashr", "i64", &bits, &"3".into());
+        // Of elements of less than a byte the address need not be exact.
+        let size = view.buffer.dtype.byte_size().unwrap_or(1);
+        let bytes = self.imul(&at, &size.to_string().into());
         let ptr = self.offset(&view.buffer.ptr, &bytes);
         self.declared.insert("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)".to_string());
         self.line(format_args!("call void @llvm.prefetch.p0(ptr {ptr}, i32 0, i32 2, i32 1)"));
