@@ -423,6 +423,14 @@ impl<'a> Grower<'a> {
             && dims == self.loops.as_slice()
     }
 
+    /// Whether a value varies along the innermost loop, but not along all others.
+    fn shared_by_rows(&self, v: ValueId) -> bool {
+        let Some(Some(m)) = self.maps.get(&v) else { return false };
+        let mut live = (0..self.loops.len()).filter(|&l| self.loops[l].as_const() != Some(1));
+        let last = live.clone().next_back();
+        last.is_some_and(|l| m.contains(&Some(l))) && live.any(|l| !m.contains(&Some(l)))
+    }
+
     /// Whether the producer of `v` may be taken in.
     fn absorbs(&mut self, v: ValueId) -> bool {
         let Some(n) = self.defs[v.index()] else { return false };
@@ -444,6 +452,10 @@ impl<'a> Grower<'a> {
             return false;
         }
         if !node.outputs.iter().all(alone) {
+            return false;
+        }
+        // What many rows share is better computed once.
+        if self.scores && !matches!(node.op, Op::Broadcast { .. }) && self.shared_by_rows(v) {
             return false;
         }
         match &node.op {
@@ -623,9 +635,7 @@ fn rows_before<'a>(outer: &Grower<'a>, product: usize) -> Option<Grower<'a>> {
     }
     let head = graph.dims(q)[over[0].0].as_const()?;
     let in_memory = |v: ValueId| outer.defs[v.index()].is_none_or(|n| !g.members[n] && !outer.members[n]);
-    let fits = head <= MAX_HEAD
-        && [q, k, v].into_iter().all(in_memory)
-        && outer.count + g.count <= MAX_NODES;
+    let fits = head <= MAX_HEAD && [q, k, v].into_iter().all(in_memory) && outer.count + g.count <= MAX_NODES;
     fits.then_some(g)
 }
 

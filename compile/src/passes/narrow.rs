@@ -44,7 +44,8 @@ fn byte_type(rw: &Rewriter<'_>, w: ValueId) -> Option<DType> {
     if t.dtype().bits() == 8 && t.dtype().is_int() {
         return Some(t.dtype());
     }
-    let fits = |low: i128, high: i128| t.iter().all(|n| matches!(n, Num::Int(i) if (low..=high).contains(&i)));
+    let fits =
+        |low: i128, high: i128| t.iter().all(|n| matches!(n, Num::Int(i) if (low..=high).contains(&i)));
     match t.dtype() {
         DType::I32 if fits(-128, 127) => Some(DType::I8),
         DType::I32 if fits(0, 255) => Some(DType::U8),

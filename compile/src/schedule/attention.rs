@@ -48,7 +48,8 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
         Some(i) => score_loops[i],
         None => q.free.iter().position(|&f| f == d).and_then(|i| score_loops[q.first + i]),
     };
-    let tall = q.free_last().and_then(query_loop).filter(|l| p.free_last().and_then(|d| row_loops[d]) == Some(*l));
+    let tall =
+        q.free_last().and_then(query_loop).filter(|l| p.free_last().and_then(|d| row_loops[d]) == Some(*l));
     let one = Dim::from(1);
     let m = tall.map_or(one.clone(), |l| rows.extents[l].clone());
     let (keys, head) = (rows.extents[along].clone(), g.dims(q.value)[head].clone());
@@ -56,9 +57,12 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
     let ct = DType::F32;
     let lanes = r.machine.lanes(ct);
     let (mr, vectors) = register_tile(r);
-    let (nr, width) = (lanes * vectors, 4 * lanes);
+    let nr = lanes * vectors;
     let tiles = Tiles::new(&m, mr, TILES);
-    let height = tiles.sizes[0];
+    // Several rows at a time hide what one waits for.
+    let lines = tiles.sizes[0].min(4);
+    let height = tiles.sizes[0].next_multiple_of(lines);
+    let width = if lines > 1 { 2 * lanes } else { 4 * lanes };
 
     let mut s = Scheduled::default();
     let k_packed = k.place(r, &mut s, &k.over, nr, (1, 1))?;
@@ -67,7 +71,7 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
     let outer_dims: Vec<Dim> = outer.iter().map(|&l| rows.extents[l].clone()).collect();
     let count = product(&outer_dims);
     // Some more than whole blocks, so that rows do not fall on one another in caches.
-    let row_len = keys.ceildiv(&Dim::from(width as i64)) * width as i64 + lanes as i64;
+    let row_len = keys.ceildiv(&Dim::from(4 * lanes as i64)) * (4 * lanes as i64) + lanes as i64;
     let room = Dim::from(height as i64) * &row_len;
     s.temps.push((ct, vec![&count * &tiles.blocks, room.clone()]));
     let temp = KernelArg::Temp(s.temps.len() - 1);
@@ -87,7 +91,7 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
     let v_view = panel(&mut e, &v, v_packed)?;
     let outs = (0..g.outputs.len()).map(|i| e.output(i)).collect::<Result<Vec<_>, _>>()?;
     let results = result_dims(g, at.product).ok_or_else(|| wrong("the results have other dims"))?;
-    let head_room = (head.as_const().unwrap_or(0) as usize).next_multiple_of(width) + lanes;
+    let head_room = (head.as_const().unwrap_or(0) as usize).next_multiple_of(4 * lanes) + lanes;
     let q_scratch = e.b.alloc(ct, height * head_room)?;
     let finish_view =
         if heavy_epilogue(&after(g, at)) { Some(epilogue_view(&mut e, ct, height, nr)?) } else { None };
@@ -177,42 +181,46 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
             e.b.store(s_view, acc, &[zero, at], TileMap::along(&[size, nr], &[0, 1]), &[true, true])?;
             Ok(vec![])
         })?;
-        // Along the rows, in place.
-        e.shape = vec![width];
-        let line = TileMap::along(&[width], &[1]);
+        // Along the rows, in place, a few at a time.
+        let block = vec![lines, width];
+        e.shape = block.clone();
+        let map = TileMap::along(&block, &[0, 1]);
         let size_v = e.b.int(size as i64);
-        e.for_loop(zero, size_v, 1, &[], |e, row, _| {
+        e.for_loop(zero, size_v, lines as i64, &[], |e, row, _| {
             let mut loops = loops.clone();
             if let Some(l) = tall {
-                loops[l] = Some(Coord::at(e.b.add(m0, row)?));
+                loops[l] = Some(Coord::along(e.b.add(m0, row)?, 0, size.is_multiple_of(lines)));
             }
-            let mut held = scores;
             let load = |e: &mut Emitter<'_>, held: ValueId, i: Val| -> Result<(), Error> {
-                let t = e.b.load(s_view, &[row, i], line.clone(), &[true, true], zero_of(ct))?;
+                let t = e.b.load(s_view, &[row, i], map.clone(), &[true, true], zero_of(ct))?;
                 let t = e.b.cast(t, g.dtype(held), CAST)?;
                 e.bind(held, t);
                 Ok(())
             };
-            let store = |e: &mut Emitter<'_>, v: ValueId, i: Val, loops: &[Option<Coord>]| -> Result<(), Error> {
+            let store = |e: &mut Emitter<'_>, v: ValueId, i: Val, loops: &[Option<Coord>]| {
                 let c = coords(e, rows, v, loops)?;
                 let t = e.emit(v, &c)?;
                 let t = e.b.cast(t, ct, CAST)?;
-                e.store_view(s_view, t, &[Coord::at(row), Coord::along(i, 0, true)])
+                e.store_view(s_view, t, &[Coord::along(row, 0, true), Coord::along(i, 1, true)])
             };
+            let exact = multiple(&keys, width);
+            let mut held = scores;
             for (i, nodes) in levels.iter().enumerate() {
-                let later: Vec<ValueId> = levels[i + 1..].iter().flatten().map(|&n| g.nodes[n].inputs[0]).collect();
-                let kept = replaces(g, nodes, &[&later[..], &[p.value]].concat(), held);
-                let init = initial(e, r, nodes, &[width])?;
-                let sums = blocks(e, zero, keys_v, width, multiple(&keys, width), &init, |e, i, inside, c| {
+                let later = levels[i + 1..].iter().flatten().map(|&n| g.nodes[n].inputs[0]);
+                let later: Vec<ValueId> = later.chain([p.value]).collect();
+                let kept = replaces(g, nodes, &later, held);
+                let init = initial(e, r, nodes, &block)?;
+                let sums = blocks(e, zero, keys_v, width, exact, &init, |e, i, inside, c| {
                     load(e, held, i)?;
                     let mut at = loops.clone();
-                    at[along] = Some(Coord::along(i, 0, inside));
+                    at[along] = Some(Coord::along(i, 1, inside));
                     let mask = if inside {
                         None
                     } else {
-                        let index = e.index_tile(Coord::along(i, 0, true))?;
-                        let end = e.b.broadcast(keys_v, &[width])?;
-                        Some(e.b.compare(Compare::Lt, index, end)?)
+                        let index = e.index_tile(Coord::along(i, 1, true))?;
+                        let end = e.unit(keys_v)?;
+                        let mask = e.compare(Compare::Lt, index, end)?;
+                        Some(e.full(mask)?)
                     };
                     let sums = accumulate(e, r, rows, nodes, &at, c, mask)?;
                     if let Some(v) = kept {
@@ -223,10 +231,10 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
                 held = kept.unwrap_or(held);
                 bind(e, r, nodes, &sums, true)?;
             }
-            blocks(e, zero, keys_v, width, multiple(&keys, width), &[], |e, i, inside, _| {
+            blocks(e, zero, keys_v, width, exact, &[], |e, i, inside, _| {
                 load(e, held, i)?;
                 let mut at = loops.clone();
-                at[along] = Some(Coord::along(i, 0, inside));
+                at[along] = Some(Coord::along(i, 1, inside));
                 store(e, p.value, i, &at)?;
                 Ok(vec![])
             })?;

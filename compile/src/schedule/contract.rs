@@ -183,13 +183,25 @@ impl Tiles {
             let blocks = (count + most - 1) / most;
             let per = (count + blocks - 1) / blocks;
             let blocks = Dim::from((count + per - 1) / per);
-            return Tiles { sizes, even: Some((count, tall)), per: Dim::from(per), blocks, rows: rows.clone() };
+            return Tiles {
+                sizes,
+                even: Some((count, tall)),
+                per: Dim::from(per),
+                blocks,
+                rows: rows.clone(),
+            };
         }
         let height = height as i64;
         let blocks = rows.ceildiv(&Dim::from(most * height)).max(&one);
         let per = rows.ceildiv(&(&blocks * height)).max(&one);
         let blocks = rows.ceildiv(&(&per * height));
-        Tiles { sizes: row_tiles(height as usize, rows.as_const()), even: None, per, blocks, rows: rows.clone() }
+        Tiles {
+            sizes: row_tiles(height as usize, rows.as_const()),
+            even: None,
+            per,
+            blocks,
+            rows: rows.clone(),
+        }
     }
 
     /// Whether there may be more than one tile.
@@ -295,9 +307,10 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
     let b_bytes = (b_type.bits() as usize / 8).max(1);
     let a_by_rows = a.free_last() != Some(a_last);
     // Two by two squares of a matrix unit, operands as they are.
-    let unit = r.machine.unit(a_type, b_type, acc).filter(|_| {
-        a_by_rows && k_outer.is_empty() && !over.is_empty() && vectors == 2 && b.is_constant(r)
-    });
+    let unit = r
+        .machine
+        .unit(a_type, b_type, acc)
+        .filter(|_| a_by_rows && k_outer.is_empty() && !over.is_empty() && vectors == 2 && b.is_constant(r));
     let (depth, side) = unit.map_or((1, 1), |u| (u.shape[2], 4 / b_bytes));
     let mut nr = lanes * vectors;
     if let Some(u) = &unit {
@@ -326,7 +339,11 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
     let outs = (0..g.outputs.len()).map(|i| e.output(i)).collect::<Result<Vec<_>, _>>()?;
 
     // Few rows read the right operand once: in long runs.
-    let few = if unit.is_some() { UNIT_BYTES / b_bytes as i64 } else { m.as_const().filter(|&m| m <= mr as i64).map_or(KC, |m| (FEW / m.max(1)).max(KC)) };
+    let few = if unit.is_some() {
+        UNIT_BYTES / b_bytes as i64
+    } else {
+        m.as_const().filter(|&m| m <= mr as i64).map_or(KC, |m| (FEW / m.max(1)).max(KC))
+    };
     let single = k_outer.is_empty() && k.as_const().is_some_and(|c| c <= few);
     let row_len = (few as usize).next_multiple_of(4 * lanes) + CACHE_LINE * 8 / st.bits() as usize;
     let mc = tiles.block_rows(MC_TILES);
@@ -474,8 +491,10 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
                         let map = TileMap::along(&[size, depth], &[0, 1]);
                         let at = e.b.load(av, &[row, i], map, &[true, true], zero_of(st))?;
                         let factor = |size: usize, dim: usize| Factor { size, dim: Some(dim), step: 1 };
-                        let map =
-                            TileMap(vec![vec![factor(depth / side, 0), factor(side, 2)], vec![factor(nr, 1)]]);
+                        let map = TileMap(vec![
+                            vec![factor(depth / side, 0), factor(side, 2)],
+                            vec![factor(nr, 1)],
+                        ]);
                         let ki = e.b.add(k0, i)?;
                         let steps = e.b.int(side as i64);
                         let q = e.b.div(ki, steps)?;

@@ -139,14 +139,16 @@ impl Pack {
         if steps == 0 || line == 0 {
             return Some(out);
         }
-        out.bytes_mut().par_chunks_mut(padded * line).zip(source.par_chunks(steps * line)).for_each(|(to, from)| {
-            for (k, row) in from.chunks_exact(line).enumerate() {
-                for (j, cell) in row.chunks_exact(size).enumerate() {
-                    let at = (k / side * self.width * side + j * side + k % side) * size;
-                    to[at..at + size].copy_from_slice(cell);
+        out.bytes_mut().par_chunks_mut(padded * line).zip(source.par_chunks(steps * line)).for_each(
+            |(to, from)| {
+                for (k, row) in from.chunks_exact(line).enumerate() {
+                    for (j, cell) in row.chunks_exact(size).enumerate() {
+                        let at = (k / side * self.width * side + j * side + k % side) * size;
+                        to[at..at + size].copy_from_slice(cell);
+                    }
                 }
-            }
-        });
+            },
+        );
         Some(out)
     }
 

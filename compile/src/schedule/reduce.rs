@@ -158,12 +158,16 @@ pub(super) fn bind(
         let mut vals = carried[at..at + k].to_vec();
         at += k;
         if across_lanes {
-            vals = e.b.add_inst(tongtu_tile::Op::Reduce { combiner, dims: vec![0] }, &vals)?;
+            let dims = vec![e.shape.len() - 1];
+            vals = e.b.add_inst(tongtu_tile::Op::Reduce { combiner, dims }, &vals)?;
         }
         for (k, (v, &o)) in vals.iter().zip(&node.outputs).enumerate() {
             let v = super::settle(e, combiner, k, *v)?;
             let v = e.b.cast(v, r.graph.dtype(o), CAST)?;
-            let v = if across_lanes { e.unit(v)? } else { v };
+            let v = match e.shape.split_last() {
+                Some((_, lines)) if across_lanes => e.b.reshape(v, &[lines, &[1]].concat())?,
+                _ => v,
+            };
             e.bind(o, v);
         }
     }
