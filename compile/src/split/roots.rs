@@ -54,7 +54,8 @@ impl Split<'_> {
             Op::Store { .. } => return self.write(inst),
             Op::Prefetch {} => {
                 let operands = self.wholes(&inst.operands)?;
-                return Ok(self.b.add_inst(inst.op.clone(), &operands).map(|_| ())?);
+                self.b.add_inst(inst.op.clone(), &operands)?;
+                return Ok(());
             }
             Op::Scatter { .. } | Op::AtomicReduce { .. } | Op::AtomicRmw { .. } | Op::AtomicCas { .. } => {
                 return self.indexed_write(inst);
