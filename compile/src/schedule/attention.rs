@@ -58,7 +58,7 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
     let lanes = r.machine.lanes(ct);
     let (mr, vectors) = register_tile(r);
     let nr = lanes * vectors;
-    let tiles = Tiles::new(&m, mr, TILES);
+    let tiles = Tiles::new(&m, mr, TILES, 1);
     // Several rows at a time hide what one waits for.
     let lines = tiles.sizes[0].min(4);
     let height = tiles.sizes[0].next_multiple_of(lines);

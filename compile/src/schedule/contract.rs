@@ -172,15 +172,15 @@ pub struct Tiles {
 }
 
 impl Tiles {
-    /// Tiles of at most `height` for `rows`, in blocks of at most `most` tiles: of nearly equal size where the number of rows
-    /// is known, else as many of the greatest size as fit.
-    pub fn new(rows: &Dim, height: usize, most: i64) -> Tiles {
+    /// Tiles of at most `height` for `rows`, in blocks of at most `most` tiles, at least `least` blocks where there are as many
+    /// tiles: of nearly equal size where the number of rows is known, else as many of the greatest size as fit.
+    pub fn new(rows: &Dim, height: usize, most: i64, least: i64) -> Tiles {
         let one = Dim::from(1);
         if let Some(m) = rows.as_const().filter(|&m| m > 0) {
             let count = (m + height as i64 - 1) / height as i64;
             let (size, tall) = ((m / count) as usize, m % count);
             let sizes = if tall > 0 { vec![size + 1, size] } else { vec![size] };
-            let blocks = (count + most - 1) / most;
+            let blocks = ((count + most - 1) / most).max(least.min(count));
             let per = (count + blocks - 1) / blocks;
             let blocks = Dim::from((count + per - 1) / per);
             return Tiles {
@@ -191,17 +191,18 @@ impl Tiles {
                 rows: rows.clone(),
             };
         }
-        let height = height as i64;
-        let blocks = rows.ceildiv(&Dim::from(most * height)).max(&one);
-        let per = rows.ceildiv(&(&blocks * height)).max(&one);
-        let blocks = rows.ceildiv(&(&per * height));
-        Tiles {
-            sizes: row_tiles(height as usize, rows.as_const()),
-            even: None,
-            per,
-            blocks,
-            rows: rows.clone(),
+        let mut sizes = vec![height];
+        for size in [height / 3, 2, 1] {
+            if size > 0 && sizes.last().is_some_and(|&s| size < s) {
+                sizes.push(size);
+            }
         }
+        let height = height as i64;
+        let count = rows.ceildiv(&Dim::from(height));
+        let blocks = count.ceildiv(&Dim::from(most)).max(&count.min(&Dim::from(least))).max(&one);
+        let per = count.ceildiv(&blocks).max(&one);
+        let blocks = count.ceildiv(&per);
+        Tiles { sizes, even: None, per, blocks, rows: rows.clone() }
     }
 
     /// Whether there may be more than one tile.
@@ -316,7 +317,10 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
     if let Some(u) = &unit {
         (mr, nr) = (2 * u.shape[0], 2 * u.shape[1]);
     }
-    let tiles = Tiles::new(&m, mr, if unit.is_some() { MC_TILES / 2 } else { MC_TILES });
+    // Few panels are a block, and rows are cut for the cores instead.
+    let panels = nn.ceildiv(&Dim::from(nr as i64));
+    let least = if panels.as_const().is_some_and(|p| p > NC_PANELS) { 1 } else { 2 };
+    let tiles = Tiles::new(&m, mr, if unit.is_some() { MC_TILES / 2 } else { MC_TILES }, least);
     let st = if unit.is_some() { a_type } else { ct };
     let order: Vec<usize> =
         k_outer.iter().map(|&i| b.over[i]).chain((!over.is_empty()).then(|| b.over[ki])).collect();
@@ -363,8 +367,8 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
 
     // The grid: blocks of rows, blocks of panels, everything else.
     let one_dim = Dim::from(1);
-    let panels = nn.ceildiv(&Dim::from(nr as i64));
-    let n_block = panels.ceildiv(&Dim::from(2)).min(&Dim::from(NC_PANELS)).max(&one_dim);
+    let n_least = Dim::from(3) - m.ceildiv(&Dim::from(mr as i64)).max(&one_dim).min(&Dim::from(2));
+    let n_block = panels.ceildiv(&panels.ceildiv(&Dim::from(NC_PANELS)).max(&n_least)).max(&one_dim);
     let out_dims = g.dims(out).to_vec();
     let inner_of = |s: &Side| s.free_last().map(|_| s.first + s.free.len() - 1);
     let (m_at, n_at) = (inner_of(&a), inner_of(&b));
