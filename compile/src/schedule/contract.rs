@@ -26,6 +26,8 @@ const UNIT_BYTES: i64 = 2048;
 const MC_TILES: i64 = 12;
 /// Bytes that a prefetch brings.
 const CACHE_LINE: usize = 64;
+/// Panels that one row is multiplied by at once.
+const WIDE: usize = 4;
 /// Most panels of the right operand in a block.
 const NC_PANELS: i64 = 16;
 
@@ -237,6 +239,19 @@ impl Tiles {
         Ok((row(e, first)?, row(e, end)?))
     }
 
+    /// The first of the rows `lo..hi` of a block that are tiles by themselves.
+    fn alone(&self, e: &mut Emitter<'_>, lo: Val, hi: Val) -> Result<Val, Error> {
+        if self.even.is_some() {
+            return Ok(if self.sizes == [1] { lo } else { hi });
+        }
+        let mut rest = e.b.sub(hi, lo)?;
+        for &size in self.sizes.iter().filter(|&&s| s > 1) {
+            let size = e.b.int(size as i64);
+            rest = e.b.binary(Binary::Rem, rest, size)?;
+        }
+        Ok(e.b.sub(hi, rest)?)
+    }
+
     /// Runs `tile(e, row, size)` for the tiles of rows `lo..hi` of a block.
     pub fn cover(
         &self,
@@ -394,6 +409,12 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
     let heavy = heavy_epilogue(g) || unit.is_some();
     let finish_view = if heavy { Some(epilogue_view(&mut e, ct, tiles.sizes[0], nr)?) } else { None };
 
+    // A single row streams several panels at once.
+    let wide_view = match (&panel_view, &unit) {
+        (Some(_), None) if tiles.sizes.contains(&1) => Some(epilogue_view(&mut e, ct, WIDE, nr)?),
+        _ => None,
+    };
+
     // Coordinates of an operand's dims.
     let operand = |side: &Side, free: Coord, ko: &[Coord], kc: Coord, base: &[Coord]| -> Vec<Coord> {
         (0..g.dims(side.value).len())
@@ -447,140 +468,181 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
             })?;
             e.shape = shape;
         }
-        e.for_loop(p_lo, p_hi, 1, &[], |e, p, _| {
-            let n0 = e.b.mul_int(p, nr as i64)?;
-            let pl = e.b.sub(p, p_lo)?;
-            let c_row = e.b.mul_int(pl, mc as i64)?;
+        // One register tile of rows times neighbouring panels.
+        let tile = |e: &mut Emitter<'_>, m0: Val, size: usize, p: Val, count: usize| -> Result<(), Error> {
+            e.shape = vec![size, nr];
+            let row = e.b.sub(m0, m_lo)?;
+            let c_map = TileMap::along(&[size, nr], &[0, 1]);
+            let c_row = |e: &mut Emitter<'_>, p: Val| -> Result<Val, Error> {
+                let pl = e.b.sub(p, p_lo)?;
+                let at = e.b.mul_int(pl, mc as i64)?;
+                Ok(e.b.add(at, row)?)
+            };
+            let zeros = |e: &mut Emitter<'_>| -> Result<Vec<Val>, Error> {
+                Ok(vec![e.b.full(ct, &[size, nr], zero_of(ct))?; count])
+            };
+            let mut init = Vec::new();
+            if let (Some(cv), Some(first)) = (c_view, first) {
+                init = e.if_else(first, zeros, |e| {
+                    let mut sums = Vec::new();
+                    for j in 0..count {
+                        let panel = e.b.add_int(p, j as i64)?;
+                        let at = c_row(e, panel)?;
+                        sums.push(e.b.load(cv, &[at, zero], c_map.clone(), &[true, true], zero_of(ct))?);
+                    }
+                    Ok(sums)
+                })?;
+            }
+            if init.is_empty() {
+                init = zeros(e)?;
+            }
+            let av = if a_by_rows { a_view } else { tile_view(e, m0, size)? };
+            // Where a matrix unit's panel begins, groups of steps in rows.
+            let group_view = match (&unit, &panel_view) {
+                (Some(_), Some((buffer, (_, strides), dims))) => {
+                    let mut base = zero;
+                    let place = b.batch.iter().enumerate().map(|(i, _)| base_coords[i]);
+                    let place = place.chain((0..b.free.len() - 1).map(|i| base_coords[b.first + i]));
+                    for (c, stride) in place.chain([Coord::at(p)]).zip(strides) {
+                        if let Coord::Affine { base: at, .. } = c {
+                            let far = e.b.mul(at, *stride)?;
+                            base = e.b.add(base, far)?;
+                        }
+                    }
+                    let rows = e.dim_param(&dims[dims.len() - 3]);
+                    let (columns, steps) = (e.b.int(nr as i64), e.b.int(side as i64));
+                    let row = e.b.int((nr * side) as i64);
+                    Some(e.b.view(*buffer, base, &[rows, columns, steps], &[row, steps, one])?)
+                }
+                _ => None,
+            };
             // The panel after this one, in this block of the summed dim or the next.
             let after = e.b.add_int(p, 1)?;
             let more = e.b.compare(Compare::Lt, after, p_hi)?;
             let next_k = e.b.add(k0, kn)?;
             let (next_p, next_k) = (e.b.select(more, after, p_lo)?, e.b.select(more, k0, next_k)?);
-            tiles.cover(e, m_lo, m_hi, &mut |e, m0, size| {
-                e.shape = vec![size, nr];
-                let row = e.b.sub(m0, m_lo)?;
-                let c_at = e.b.add(c_row, row)?;
-                let c_map = TileMap::along(&[size, nr], &[0, 1]);
-                let zeros = |e: &mut Emitter<'_>| -> Result<Vec<Val>, Error> {
-                    Ok(vec![e.b.full(ct, &[size, nr], zero_of(ct))?])
+            let sums = e.for_loop(zero, kn, depth as i64, &init, |e, i, c| {
+                let ki = e.b.add(k0, i)?;
+                if let Some(view) = group_view {
+                    let map = TileMap::along(&[size, depth], &[0, 1]);
+                    let at = e.b.load(av, &[row, i], map, &[true, true], zero_of(st))?;
+                    let factor = |size: usize, dim: usize| Factor { size, dim: Some(dim), step: 1 };
+                    let map =
+                        TileMap(vec![vec![factor(depth / side, 0), factor(side, 2)], vec![factor(nr, 1)]]);
+                    let steps = e.b.int(side as i64);
+                    let q = e.b.div(ki, steps)?;
+                    let bt = e.b.load(view, &[q, zero, zero], map, &[true; 3], zero_of(b_type))?;
+                    return Ok(vec![e.b.mma(c[0], at, bt)?]);
+                }
+                let (map, index) = if a_by_rows {
+                    (TileMap::along(&[size, 1], &[0, 1]), [row, i])
+                } else {
+                    (TileMap::along(&[size, 1], &[1, 0]), [i, zero])
                 };
-                let init = match (c_view, first) {
-                    (Some(cv), Some(first)) => e.if_else(first, zeros, |e| {
-                        Ok(vec![e.b.load(cv, &[c_at, zero], c_map.clone(), &[true, true], zero_of(ct))?])
-                    })?,
-                    _ => zeros(e)?,
-                };
-                let av = if a_by_rows { a_view } else { tile_view(e, m0, size)? };
-                // Where a matrix unit's panel begins, groups of steps in rows.
-                let group_view = match (&unit, &panel_view) {
-                    (Some(_), Some((buffer, (_, strides), dims))) => {
-                        let mut base = zero;
-                        let place = b.batch.iter().enumerate().map(|(i, _)| base_coords[i]);
-                        let place = place.chain((0..b.free.len() - 1).map(|i| base_coords[b.first + i]));
-                        for (c, stride) in place.chain([Coord::at(p)]).zip(strides) {
-                            if let Coord::Affine { base: at, .. } = c {
-                                let far = e.b.mul(at, *stride)?;
-                                base = e.b.add(base, far)?;
-                            }
-                        }
-                        let rows = e.dim_param(&dims[dims.len() - 3]);
-                        let (columns, steps) = (e.b.int(nr as i64), e.b.int(side as i64));
-                        let row = e.b.int((nr * side) as i64);
-                        Some(e.b.view(*buffer, base, &[rows, columns, steps], &[row, steps, one])?)
-                    }
-                    _ => None,
-                };
-                let acc = e.for_loop(zero, kn, depth as i64, &init, |e, i, c| {
-                    if let Some(view) = group_view {
-                        let map = TileMap::along(&[size, depth], &[0, 1]);
-                        let at = e.b.load(av, &[row, i], map, &[true, true], zero_of(st))?;
-                        let factor = |size: usize, dim: usize| Factor { size, dim: Some(dim), step: 1 };
-                        let map = TileMap(vec![
-                            vec![factor(depth / side, 0), factor(side, 2)],
-                            vec![factor(nr, 1)],
-                        ]);
-                        let ki = e.b.add(k0, i)?;
-                        let steps = e.b.int(side as i64);
-                        let q = e.b.div(ki, steps)?;
-                        let bt = e.b.load(view, &[q, zero, zero], map, &[true; 3], zero_of(b_type))?;
-                        return Ok(vec![e.b.mma(c[0], at, bt)?]);
-                    }
-                    let (map, index) = if a_by_rows {
-                        (TileMap::along(&[size, 1], &[0, 1]), [row, i])
-                    } else {
-                        (TileMap::along(&[size, 1], &[1, 0]), [i, zero])
-                    };
-                    let at = e.b.load(av, &index, map, &[true, true], zero_of(ct))?;
-                    let ki = e.b.add(k0, i)?;
+                let mut sums = Vec::new();
+                for (j, &sum) in c.iter().enumerate() {
+                    let panel = e.b.add_int(p, j as i64)?;
                     let bt = match &panel_view {
                         Some((buffer, (view, strides), dims)) => {
-                            let mut c: Vec<Coord> =
-                                b.batch.iter().enumerate().map(|(i, _)| base_coords[i]).collect();
-                            c.extend((0..b.free.len() - 1).map(|i| base_coords[b.first + i]));
-                            c.push(Coord::at(p));
-                            c.extend_from_slice(ko);
-                            if !over.is_empty() {
-                                c.push(Coord::at(ki));
+                            let lead = b.batch.iter().enumerate().map(|(i, _)| base_coords[i]);
+                            let lead = lead.chain((0..b.free.len() - 1).map(|i| base_coords[b.first + i]));
+                            let place = |panel: Val, ki: Val| -> Vec<Coord> {
+                                let summed =
+                                    ko.iter().copied().chain((!over.is_empty()).then_some(Coord::at(ki)));
+                                lead.clone().chain([Coord::at(panel)]).chain(summed).collect()
+                            };
+                            if size > 1 && tiles.several() {
+                                let next = e.b.add(next_k, i)?;
+                                let next = place(next_p, next);
+                                prefetch(e, *view, &next, nr, b_bytes)?;
                             }
+                            let mut c = place(panel, ki);
                             c.push(Coord::along(zero, 1, true));
-                            if tiles.several() && !over.is_empty() {
-                                let line = nr * b_bytes / CACHE_LINE;
-                                for part in 0..line.max(1) {
-                                    let mut index = Vec::new();
-                                    for x in &c {
-                                        let Coord::Affine { base, .. } = *x else { continue };
-                                        index.push(base);
-                                    }
-                                    let at = index.len();
-                                    index[b.batch.len() + b.free.len() - 1] = next_p;
-                                    index[at - 2] = e.b.add(next_k, i)?;
-                                    index[at - 1] = e.b.int((part * CACHE_LINE / b_bytes) as i64);
-                                    e.b.prefetch(*view, &index)?;
-                                }
-                            }
-                            e.load_view(*buffer, *view, strides, dims, &c, zero_of(g.dtype(b.value)))?
+                            e.load_view(*buffer, *view, strides, dims, &c, zero_of(b_type))?
                         }
                         None => {
-                            let c =
-                                operand(&b, Coord::along(n0, 1, n_exact), ko, Coord::at(ki), &base_coords);
-                            let t = e.emit(b.value, &c)?;
+                            let n0 = e.b.mul_int(panel, nr as i64)?;
+                            let columns = Coord::along(n0, 1, n_exact);
+                            let t =
+                                e.emit(b.value, &operand(&b, columns, ko, Coord::at(ki), &base_coords))?;
                             e.b.broadcast(t, &[1, nr])?
                         }
                     };
                     let bt = e.b.cast(bt, ct, CAST)?;
-                    Ok(vec![e.b.mma(c[0], at, bt)?])
-                })?[0];
-                let finish = |e: &mut Emitter<'_>| -> Result<Vec<Val>, Error> {
-                    epilogue(e, out, acc, finish_view, &outs, &mut |e, row| {
-                        let mut c = base_coords.clone();
-                        if let Some(i) = m_at {
-                            c[i] = match row {
-                                None => Coord::along(m0, 0, true),
-                                Some(row) => Coord::at(e.b.add(m0, row)?),
-                            };
-                        }
-                        if let Some(i) = n_at {
-                            c[i] = Coord::along(n0, 1, n_exact);
-                        }
-                        Ok(result_coords(e, &results, &c))
-                    })?;
-                    Ok(vec![])
-                };
-                match (c_view, last) {
-                    (Some(cv), Some(last)) => {
-                        e.if_else(last, finish, |e| {
-                            e.b.store(cv, acc, &[c_at, zero], c_map.clone(), &[true, true])?;
-                            Ok(vec![])
-                        })?;
-                    }
-                    _ => {
-                        finish(e)?;
-                    }
+                    let at = e.b.load(av, &index, map.clone(), &[true, true], zero_of(ct))?;
+                    sums.push(e.b.mma(sum, at, bt)?);
                 }
+                Ok(sums)
+            })?;
+            let finish = |e: &mut Emitter<'_>, acc: Val, p: Val| -> Result<Vec<Val>, Error> {
+                let n0 = e.b.mul_int(p, nr as i64)?;
+                epilogue(e, out, acc, finish_view, &outs, &mut |e, row| {
+                    let mut c = base_coords.clone();
+                    if let Some(i) = m_at {
+                        c[i] = match row {
+                            None => Coord::along(m0, 0, true),
+                            Some(row) => Coord::at(e.b.add(m0, row)?),
+                        };
+                    }
+                    if let Some(i) = n_at {
+                        c[i] = Coord::along(n0, 1, n_exact);
+                    }
+                    Ok(result_coords(e, &results, &c))
+                })?;
+                Ok(vec![])
+            };
+            let settle = |e: &mut Emitter<'_>, acc: Val, p: Val| -> Result<(), Error> {
+                let (Some(cv), Some(last)) = (c_view, last) else { return finish(e, acc, p).map(|_| ()) };
+                let at = c_row(e, p)?;
+                e.if_else(
+                    last,
+                    |e| finish(e, acc, p),
+                    |e| {
+                        e.b.store(cv, acc, &[at, zero], c_map.clone(), &[true, true])?;
+                        Ok(vec![])
+                    },
+                )?;
                 Ok(())
+            };
+            let (Some(wide), true) = (wide_view, count > 1) else { return settle(e, sums[0], p) };
+            for (j, &sum) in sums.iter().enumerate() {
+                let j = e.b.int(j as i64);
+                e.b.store(wide, sum, &[j, zero], c_map.clone(), &[true, true])?;
+            }
+            let count = e.b.int(count as i64);
+            e.for_loop(zero, count, 1, &[], |e, j, _| {
+                let acc = e.b.load(wide, &[j, zero], c_map.clone(), &[true, true], zero_of(ct))?;
+                let p = e.b.add(p, j)?;
+                settle(e, acc, p)?;
+                Ok(vec![])
+            })?;
+            Ok(())
+        };
+        let alone = if wide_view.is_some() { tiles.alone(e, m_lo, m_hi)? } else { m_hi };
+        e.for_loop(p_lo, p_hi, 1, &[], |e, p, _| {
+            tiles.cover(e, m_lo, alone, &mut |e, m0, size| match size {
+                1 if wide_view.is_some() => Ok(()),
+                _ => tile(e, m0, size, p, 1),
             })?;
             Ok(vec![])
         })?;
+        if wide_view.is_some() {
+            e.for_loop(alone, m_hi, 1, &[], |e, m0, _| {
+                let span = e.b.sub(p_hi, p_lo)?;
+                let wide = e.b.int(WIDE as i64);
+                let rest = e.b.binary(Binary::Rem, span, wide)?;
+                let whole = e.b.sub(p_hi, rest)?;
+                e.for_loop(p_lo, whole, WIDE as i64, &[], |e, p, _| {
+                    tile(e, m0, 1, p, WIDE)?;
+                    Ok(vec![])
+                })?;
+                e.for_loop(whole, p_hi, 1, &[], |e, p, _| {
+                    tile(e, m0, 1, p, 1)?;
+                    Ok(vec![])
+                })?;
+                Ok(vec![])
+            })?;
+        }
         Ok(())
     };
     if single {
@@ -618,6 +680,21 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
     let grid = [tiles.blocks.clone(), panels.ceildiv(&n_block), product(&outer_dims)];
     s.launches.push(e.launch(grid));
     Ok(s)
+}
+
+/// Says that a row of a panel will be read soon.
+fn prefetch(e: &mut Emitter<'_>, view: Val, at: &[Coord], width: usize, bytes: usize) -> Result<(), Error> {
+    let mut index: Vec<Val> = Vec::new();
+    for c in at {
+        let Coord::Affine { base, .. } = *c else { return Ok(()) };
+        index.push(base);
+    }
+    for column in (0..width).step_by((CACHE_LINE / bytes).max(1)) {
+        let column = e.b.int(column as i64);
+        let whole: Vec<Val> = index.iter().copied().chain([column]).collect();
+        e.b.prefetch(view, &whole)?;
+    }
+    Ok(())
 }
 
 /// Copies rows `rows.0..rows.1` of an operand, steps `k.0..k.0 + k.1` of its summed dim, to the first rows and columns of a
