@@ -101,6 +101,7 @@ pub fn grow(choices: &[(u8, u8, u8)]) -> Kernel {
             }
             12 => {
                 let flat = b.reshape(a, &[32]).unwrap();
+                b.prefetch(w, &[zero]).unwrap();
                 b.store(w, flat, &[zero], TileMap::along(&[32], &[0]), &[false]).unwrap();
             }
             13 => f.push(b.gather(x, j, None, Num::Float(f64::NEG_INFINITY)).unwrap()),
