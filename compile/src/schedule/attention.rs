@@ -11,7 +11,7 @@ use tongtu_tensor::scalar::Compare;
 use tongtu_tile::{Access, TileMap, Val};
 
 use super::contract::{
-    Side, Tiles, copy_rows, epilogue, epilogue_view, heavy_epilogue, register_tile, result_coords,
+    Side, Tiles, copy_rows, epilogue, epilogue_view, flush, heavy_epilogue, register_tile, result_coords,
 };
 use super::reduce::{accumulate, bind, coords, initial, levels};
 use super::{Request, Scheduled, blocks, delinear, multiple, product};
@@ -201,6 +201,7 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
                 let c = coords(e, rows, v, loops)?;
                 let t = e.emit(v, &c)?;
                 let t = e.b.cast(t, ct, CAST)?;
+                let t = if v == p.value { flush(e, t)? } else { t };
                 e.store_view(s_view, t, &[Coord::along(row, 0, true), Coord::along(i, 1, true)])
             };
             let exact = multiple(&keys, width);

@@ -6,9 +6,9 @@
 //! High-Performance Matrix Multiplication", 2008).
 
 use tongtu_graph::{Graph, Node, Op, ValueId};
-use tongtu_tensor::DType;
 use tongtu_tensor::dim::Dim;
-use tongtu_tensor::scalar::{Binary, Compare};
+use tongtu_tensor::scalar::{Binary, Compare, Unary};
+use tongtu_tensor::{DType, Num};
 use tongtu_tile::{Access, Factor, TileMap, Val};
 
 use super::{Pack, Request, Scheduled, blocks, delinear, multiple, product};
@@ -682,6 +682,19 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
     Ok(s)
 }
 
+/// Zero for subnormal numbers of `f32`, which many machines multiply slowly.
+pub fn flush(e: &mut Emitter<'_>, t: Val) -> Result<Val, Error> {
+    if e.b.dtype(t) != DType::F32 {
+        return Ok(t);
+    }
+    let shape = e.b.shape(t);
+    let size = e.b.unary(Unary::Abs, t)?;
+    let least = e.b.full(DType::F32, &shape, Num::Float(f32::MIN_POSITIVE.into()))?;
+    let zero = e.b.full(DType::F32, &shape, Num::Float(0.0))?;
+    let tiny = e.b.compare(Compare::Lt, size, least)?;
+    Ok(e.b.select(tiny, zero, t)?)
+}
+
 /// Says that a row of a panel will be read soon.
 fn prefetch(e: &mut Emitter<'_>, view: Val, at: &[Coord], width: usize, bytes: usize) -> Result<(), Error> {
     let mut index: Vec<Val> = Vec::new();
@@ -719,6 +732,7 @@ pub fn copy_rows(
             let ki = e.b.add(k.0, i)?;
             let t = e.emit(value, &at(Coord::at(row), Coord::along(ki, 0, inside)))?;
             let t = e.b.cast(t, ct, CAST)?;
+            let t = flush(e, t)?;
             e.store_view(to, t, &[Coord::at(down), Coord::along(i, 0, true)])?;
             Ok(vec![])
         })

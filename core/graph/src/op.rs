@@ -445,9 +445,11 @@ op_table! {
     /// Stable sort along a dim by the first operand; the others move with it. NaN counts as greatest.
     Sort "sort" ("key", "x…") { axis: usize = "The dim sorted.", descending: bool = "Greatest first (still stable)." } Exact;
     /// Sum of products over pairs of dims. Result dims: batch, then the free dims of `lhs`, then those of `rhs`.
-    /// Operands may have different types; products and sums are in `acc`, which is the result type.
+    /// Operands may have different types; products and sums are in `acc`, which is the result type. Subnormal elements of operands may be
+    /// taken as zero.
     Contract "contract" ("lhs", "rhs") { batch: Vec<(usize, usize)> = "Pairs of batch dims.", over: Vec<(usize, usize)> = "Pairs of dims summed over.", acc: DType = "Accumulator and result type." } Reassociable;
     /// Convolution (correlation: the kernel is not flipped). Products and sums in `acc`, which is the result type.
+    /// Subnormal elements of operands may be taken as zero.
     Conv "conv" ("input", "kernel") { spec: ConvSpec = "Geometry and the role of every dim.", acc: DType = "Accumulator and result type." } Reassociable;
     /// Combines the elements of each position of a sliding window. Elements in the padding are the combiner's identity.
     WindowReduce "window_reduce" ("x…") { combiner: Combiner = "How elements combine.", spec: WindowSpec = "Geometry." } Reassociable;

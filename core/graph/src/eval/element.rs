@@ -280,13 +280,18 @@ fn pick<E: Elem>(
     Ok(hull(dtype, &value, others))
 }
 
-/// An operand of a contraction in the accumulator type.
+/// An operand of a contraction or convolution in the accumulator type. Subnormal numbers may be taken as zero.
 fn widened<E: Elem>(v: E, from: DType, acc: DType) -> Approx {
-    let a = v.approx(from);
-    if from == acc || from.is_float() && acc == accumulator(from) {
-        return a;
+    let mut a = v.approx(from);
+    if from != acc && !(from.is_float() && acc == accumulator(from)) {
+        a = v.cast(from, acc, CastMode::default()).approx(acc);
     }
-    v.cast(from, acc, CastMode::default()).approx(acc)
+    if let (Num::Float(x), Some(format)) = (a.value, acc.float_format())
+        && x.abs() < 2f64.powi(format.min_exponent)
+    {
+        a.err = a.err.max(x.abs());
+    }
+    a
 }
 
 /// Where a tap of a window lies along a dim of the operand.
