@@ -113,26 +113,6 @@ impl Side {
     }
 }
 
-/// The sizes of register tiles that cover a number of rows: any number, or `total` of them in blocks of a multiple of
-/// the first size.
-pub fn row_tiles(rows: usize, total: Option<i64>) -> Vec<usize> {
-    let mut sizes = vec![rows];
-    for s in [rows / 3, 1] {
-        if s >= 1 && sizes.last() != Some(&s) {
-            sizes.push(s);
-        }
-    }
-    let Some(mut rest) = total else { return sizes };
-    let mut needed = Vec::new();
-    for s in sizes {
-        if rest >= s as i64 || s == 1 && rest > 0 {
-            needed.push(s);
-        }
-        rest %= s as i64;
-    }
-    if needed.is_empty() { vec![1] } else { needed }
-}
-
 /// Runs `tile(e, row, size)` over `lo..hi` with the largest tiles first.
 pub fn cover_rows(
     e: &mut Emitter<'_>,
