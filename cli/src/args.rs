@@ -28,7 +28,7 @@ pub struct Cli {
 pub enum Command {
     /// Run a model.
     Run(RunArgs),
-    /// Measure a model: latency, compile time, cached start, memory.
+    /// Measure a model: latency, first and cached start, memory.
     Bench(BenchArgs),
     /// Show what a model is made of.
     Inspect(InspectArgs),
@@ -90,9 +90,9 @@ pub struct ModelArgs {
     /// Compile everything anew and keep nothing.
     #[arg(long)]
     pub no_cache: bool,
-    /// Keep the whole compiled model, with its weights, for the next start.
-    #[arg(long, conflicts_with = "no_cache")]
-    pub cache_model: bool,
+    /// Keep compiled kernels, but not the whole compiled model with its weights, for the next start.
+    #[arg(long)]
+    pub no_model_cache: bool,
 }
 
 /// Where inputs come from.
@@ -165,9 +165,12 @@ pub struct BenchArgs {
     /// Runs before that.
     #[arg(long, default_value_t = 3)]
     pub warmup: usize,
-    /// The folder of the kernel cache of the measurement.
+    /// The folder of the caches of the measurement.
     #[arg(long, hide = true)]
     pub cache_dir: Option<PathBuf>,
+    /// Measure the first run, which compiles.
+    #[arg(long, hide = true)]
+    pub first: bool,
 }
 
 /// Arguments of `inspect`.

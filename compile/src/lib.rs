@@ -42,5 +42,5 @@ pub fn compile(
     options: &Options,
 ) -> Result<Plan, Error> {
     let module = passes::prepare(module, &options.passes)?;
-    plan::lower(&module, compiler, chip)
+    plan::lower(module, compiler, chip)
 }

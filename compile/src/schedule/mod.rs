@@ -24,6 +24,7 @@ use crate::error::Error;
 use crate::fuse::{Group, Kind};
 
 pub use pack::Pack;
+pub(crate) use pack::flush;
 
 /// One launch of a kernel.
 #[derive(Clone, Debug)]

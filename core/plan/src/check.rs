@@ -72,6 +72,12 @@ impl Check<'_> {
             let path = format!("{path}{i}");
             self.place = format!("step {path}");
             self.device(step.device)?;
+            for v in step.values() {
+                self.value(v)?;
+                if matches!(self.plan.values[self.plan.root(v).index()].storage, Storage::Packed { .. }) {
+                    return self.bad(format!("uses value {}, which is kept in packed form only", v.0));
+                }
+            }
             if step.wait.iter().any(|&w| w >= i) {
                 return self.bad("waits for a step that is not before it");
             }
@@ -167,6 +173,18 @@ impl Plan {
                         && dims.iter().zip(t.shape()).all(|(d, &n)| d.as_const() == i64::try_from(n).ok());
                     if v.ty.as_tensor().map(|(d, _)| d) != Some(t.dtype()) || !same {
                         return c.bad(format!("its type is not that of constant {k}"));
+                    }
+                }
+                Storage::Packed { constant, packing } => {
+                    let shape: Option<Vec<usize>> =
+                        dims.iter().map(|d| usize::try_from(d.as_const()?).ok()).collect();
+                    let dtype = v.ty.as_tensor().map(|(d, _)| d);
+                    let fits = self.constants.get(*constant).is_some_and(|t| {
+                        Some(t.dtype()) == dtype
+                            && shape.and_then(|s| packing.shape(&s)).is_some_and(|s| s == t.shape())
+                    });
+                    if !fits {
+                        return c.bad(format!("it is not what constant {constant} was packed from"));
                     }
                 }
                 Storage::Alias(of) => {

@@ -10,6 +10,7 @@ use tongtu_tensor::{DType, Tensor};
 
 use crate::backend::Artifact;
 use crate::bundle::meta;
+use crate::packing::Packing;
 
 /// A value of a [`Plan`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -30,6 +31,13 @@ pub enum Storage {
     Input,
     /// A constant: an index into [`Plan::constants`].
     Constant(usize),
+    /// What a packed constant was made from. No step may use it: it is kept nowhere, and unpacked where verification asks.
+    Packed {
+        /// The packed form: an index into [`Plan::constants`].
+        constant: usize,
+        /// How it was laid out.
+        packing: Packing,
+    },
     /// A place in the device's arena, for the top-level steps `first..=last` (their positions). The offset is assigned when
     /// sizes are bound. Every size it depends on is bound by the inputs alone.
     Arena {
@@ -182,6 +190,34 @@ pub struct Step {
     pub loc: Loc,
 }
 
+impl Step {
+    /// The values that the step itself reads or writes, not those of blocks inside it.
+    pub fn values(&self) -> Vec<ValueRef> {
+        match &self.kind {
+            StepKind::Launch { args, .. } => {
+                args.iter().filter_map(|a| if let Arg::Buffer(v) = a { Some(*v) } else { None }).collect()
+            }
+            StepKind::Copy { src, dst } | StepKind::Assign { src, dst } => vec![*src, *dst],
+            StepKind::WriteDim { dst, .. } => vec![*dst],
+            StepKind::Bind { src, .. } => vec![*src],
+            StepKind::BindDims { value, .. } => vec![*value],
+            StepKind::Guard { .. } => vec![],
+            StepKind::If { condition, .. } | StepKind::While { condition, .. } => vec![*condition],
+            StepKind::Host { inputs, outputs, .. } => inputs.iter().chain(outputs).copied().collect(),
+        }
+    }
+
+    /// The blocks inside it.
+    pub fn blocks(&self) -> impl Iterator<Item = &Block> {
+        let (a, b) = match &self.kind {
+            StepKind::If { then_block, else_block, .. } => (Some(then_block), Some(else_block)),
+            StepKind::While { body, .. } => (Some(body), None),
+            _ => (None, None),
+        };
+        a.into_iter().chain(b)
+    }
+}
+
 /// Steps run in order.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Block {
@@ -238,6 +274,14 @@ impl Plan {
     /// The element type of a value that is a tensor of numbers.
     pub fn dtype(&self, v: ValueRef) -> Option<DType> {
         self.values[v.index()].ty.as_tensor().map(|(d, _)| d)
+    }
+    /// The value whose memory a value is: itself, or what it is an alias of.
+    pub fn root(&self, v: ValueRef) -> ValueRef {
+        let mut at = v;
+        while let Storage::Alias(of) = self.values[at.index()].storage {
+            at = of;
+        }
+        at
     }
     /// The dims of a value.
     pub fn dims(&self, v: ValueRef) -> &[Dim] {

@@ -102,7 +102,7 @@ fn sample() -> Plan {
 }
 
 fn info() -> Info {
-    Info { model: "m".into(), chip: "host".into(), producer: "test".into() }
+    Info { model: "m".into(), chip: "host".into(), producer: "test".into(), sources: Vec::new() }
 }
 
 fn bytes() -> Vec<u8> {

@@ -127,7 +127,7 @@ impl Context {
         };
         let mut slots = vec![empty; p.values.len()];
         for (i, v) in p.values.iter().enumerate() {
-            if let (Kind::Constant(k), true) = (v.kind, v.root == i) {
+            if let (Kind::Constant(k), true) = (v.kind, v.root == i && v.used) {
                 let tensor = &p.plan.constants[k];
                 slots[i].mem = inner.constants.get(&(k, v.device)).copied().unwrap_or(slots[i].mem);
                 slots[i].count = tensor.len() as u64;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tongtu_graph::{Loc, Type};
-use tongtu_plan::{Event, LaunchArg, Mem};
-use tongtu_tensor::{DType, Tensor};
+use tongtu_plan::{Event, LaunchArg, Mem, Storage, ValueRef};
+use tongtu_tensor::{DType, Tensor, TensorError};
 
 use crate::context::{Mode, Result, Run, bytes_of};
 use crate::dims::DimId;
@@ -136,10 +136,30 @@ impl Run<'_> {
         let (Some(dtype), device) = (value.dtype, value.device) else {
             return self.defect(loc, format!("'{}' is not a tensor of numbers", self.name(v)));
         };
+        if let Some(constant) = self.constant(v) {
+            return constant.ok_or_else(|| self.size_error(v, loc))?.map_err(RuntimeError::from);
+        }
         let shape = self.usize_shape(v, loc)?;
         let mut tensor = Tensor::zeros(dtype, &shape)?;
         self.read_to(v, device, &mut tensor, loc)?;
         Ok(tensor)
+    }
+
+    /// The contents of a constant, which need not be on a device; `None` for other values.
+    fn constant(&self, v: usize) -> Option<Option<std::result::Result<Tensor, TensorError>>> {
+        let plan = &self.inner.program.plan;
+        let at = self.inner.program.values[v].root;
+        let shape = |v: usize| -> Option<Vec<usize>> {
+            plan.dims(ValueRef(v as u32)).iter().map(|d| usize::try_from(d.as_const()?).ok()).collect()
+        };
+        let whole = match &plan.values[at].storage {
+            Storage::Constant(k) => Some(plan.constants[*k].clone()),
+            Storage::Packed { constant, packing } => {
+                shape(at).and_then(|s| packing.unpack(&plan.constants[*constant], &s))
+            }
+            _ => return None,
+        };
+        Some(whole.zip(shape(v)).map(|(t, s)| t.reshape(&s)))
     }
 
     fn usize_shape(&self, v: usize, loc: &Loc) -> Result<Vec<usize>> {

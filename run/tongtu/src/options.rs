@@ -27,9 +27,9 @@ impl Default for Options {
 }
 
 impl Options {
-    /// For this machine, with all its threads, keeping compiled kernels in the user's cache.
+    /// For this machine, with all its threads, keeping compiled kernels and models in the user's cache.
     pub fn host() -> Options {
-        Options { chip: None, threads: 0, kernels: Cache::kernels(), models: None }
+        Options { chip: None, threads: 0, kernels: Cache::kernels(), models: Cache::models() }
     }
 
     /// For another chip.
@@ -49,9 +49,16 @@ impl Options {
         self
     }
 
-    /// Keeps whole compiled models, with their weights, in the given cache: the next start maps them.
-    pub fn with_model_cache(mut self, cache: Cache) -> Options {
+    /// Keeps whole compiled models, with their weights, in the given cache: the next [`Session::load`](crate::Session::load)
+    /// maps them.
+    pub fn keep_models(mut self, cache: Cache) -> Options {
         self.models = Some(cache);
+        self
+    }
+
+    /// Keeps no whole models, only kernels.
+    pub fn without_model_cache(mut self) -> Options {
+        self.models = None;
         self
     }
 

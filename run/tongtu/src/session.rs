@@ -12,8 +12,10 @@ use tongtu_tensor::Tensor;
 
 use crate::error::Error;
 use crate::inspect::type_text;
+use crate::model::LoadOptions;
 use crate::options::Options;
 use crate::pipeline;
+use crate::stored;
 
 /// A compiled model on its device. It may be used from several threads at a time.
 pub struct Session {
@@ -63,6 +65,29 @@ impl Session {
         Ok(session)
     }
 
+    /// Loads a model file, compiled: from the cache of whole models (see [`Options`]) where the file, and those with its weights,
+    /// are the ones that were compiled; else compiles it and puts it there. The weights are then mapped, not read.
+    pub fn load(path: impl AsRef<Path>, options: &Options) -> Result<Session, Error> {
+        Session::load_with(path, &LoadOptions::default(), options)
+    }
+
+    /// As [`Session::load`], with sizes for symbolic dims, or contents for inputs, fixed.
+    pub fn load_with(
+        path: impl AsRef<Path>,
+        load: &LoadOptions,
+        options: &Options,
+    ) -> Result<Session, Error> {
+        let path = path.as_ref();
+        match stored::open(path, load, options) {
+            Some(bundle) => {
+                let mut session = Session::from_plan(bundle.plan, options)?;
+                session.info = Some(bundle.info);
+                Ok(session)
+            }
+            None => stored::make(path, load, options),
+        }
+    }
+
     /// Loads a plan on the chip of the options.
     pub fn from_plan(plan: Plan, options: &Options) -> Result<Session, Error> {
         let device: Arc<dyn Device> = Arc::new(CpuDevice::new(options.threads)?);
@@ -96,10 +121,9 @@ impl Session {
     ) -> Result<(Outputs, VerifyReport), Error> {
         let values = self.ordered(inputs)?;
         let recompile = |m: &Module| {
-            let mut plan = pipeline::compile(m, &self.options).map_err(|e| e.to_string())?;
+            let mut plan = pipeline::compile(m.clone(), &self.options).map_err(|e| e.to_string())?;
             let names: Vec<String> =
                 (0..plan.inputs.len().max(plan.outputs.len())).map(|i| i.to_string()).collect();
-            let names: Vec<&str> = names.iter().map(String::as_str).collect();
             pipeline::name_ports(&mut plan, &names, &names);
             Ok(plan)
         };

@@ -33,7 +33,7 @@ use crate::plan::{Block, Plan, StepKind};
 use meta::{MetaAttrs, MetaGraph};
 
 /// The format version that this crate writes; it reads this one.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 const MAGIC: &[u8; 8] = b"TONGTU\r\n";
 const HEADER: usize = 128;
@@ -91,6 +91,53 @@ pub struct Info {
     pub chip: String,
     /// The compiler and its version.
     pub producer: String,
+    /// The files that it was made from, where the bundle is good only as long as they are the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<FileIdentity>,
+}
+
+/// What tells a file from what it was before a change, without reading it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileIdentity {
+    /// Its path, links resolved.
+    pub path: PathBuf,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// When its contents changed last, in nanoseconds since 1970.
+    pub modified: i128,
+    /// When the system last changed anything about it, likewise; programs cannot set this. 0 where systems do not tell.
+    pub changed: i128,
+    /// Its number in the file system; 0 where there is none.
+    pub inode: u64,
+}
+
+impl FileIdentity {
+    /// The identity of a file now.
+    pub fn of(path: impl AsRef<Path>) -> io::Result<FileIdentity> {
+        let path = path.as_ref().canonicalize()?;
+        let m = path.metadata()?;
+        let since = |t: std::time::SystemTime| match t.duration_since(std::time::UNIX_EPOCH) {
+            Ok(d) => d.as_nanos() as i128,
+            Err(e) => -(e.duration().as_nanos() as i128),
+        };
+        #[cfg(unix)]
+        let (changed, inode) = {
+            use std::os::unix::fs::MetadataExt;
+            (i128::from(m.ctime()) * 1_000_000_000 + i128::from(m.ctime_nsec()), m.ino())
+        };
+        #[cfg(not(unix))]
+        let (changed, inode) = (0, 0);
+        Ok(FileIdentity { bytes: m.len(), modified: since(m.modified()?), changed, inode, path })
+    }
+
+    /// Whether the file was last changed so long before `now` that a later change must show: clocks of file systems stand
+    /// still for some milliseconds, or for two seconds where they count whole seconds.
+    pub fn is_settled(&self, now: std::time::SystemTime) -> bool {
+        let now = now.duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i128);
+        let last = self.modified.max(self.changed);
+        let tick = if last % 1_000_000_000 == 0 { 2_500_000_000 } else { 50_000_000 };
+        now - last > tick
+    }
 }
 
 /// A bundle in memory; its constants are views of the file's map.
