@@ -17,6 +17,10 @@ use crate::emit::KernelArg;
 use crate::error::Error;
 use crate::fuse::{self, Item};
 use crate::schedule::{self, Machine, Pack};
+use crate::split::{Registers, split};
+
+/// Tiles are split to this many registers at least.
+const LEAST_REGISTERS: usize = 4;
 
 /// A kernel that several launches may share.
 struct Shared {
@@ -690,12 +694,22 @@ fn compile_kernel(s: Shared, compiler: &dyn Compiler, chip: &Chip) -> Result<Art
     {
         return Err(Error::Tile { group: format!("{} at {}", s.group, s.loc), error });
     }
-    let module = tongtu_tile::Module { kernels: vec![kernel] };
-    compiler.compile(&module, chip).map_err(|error| Error::Backend {
-        group: s.group,
-        loc: s.loc,
-        error: Box::new(error),
-    })
+    let refused =
+        |error| Error::Backend { group: s.group.clone(), loc: s.loc.clone(), error: Box::new(error) };
+    let attempt =
+        |kernel: &Kernel| compiler.compile(&tongtu_tile::Module { kernels: vec![kernel.clone()] }, chip);
+    let mut answer = attempt(&kernel);
+    // Smaller tiles, until the back end takes them or they are a few registers' worth.
+    let mut registers = Registers::of(chip);
+    while let Err(CompileError::TooLarge { .. }) = answer
+        && registers.count >= LEAST_REGISTERS
+    {
+        let smaller = split(&kernel, registers)
+            .map_err(|error| Error::Tile { group: format!("{} at {}", s.group, s.loc), error })?;
+        answer = attempt(&smaller);
+        registers.count /= 2;
+    }
+    answer.map_err(refused)
 }
 
 /// Operations (a fused multiply-add is 2) and bytes moved at least.

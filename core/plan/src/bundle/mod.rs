@@ -12,7 +12,7 @@
 //! 128  metadata (JSON), code, constants; each section and each constant on a multiple of 64
 //! ```
 //!
-//! The metadata holds the SHA-256 of the code and of the constants. Reading checks the first (code runs) and leaves the
+//! The metadata holds the SHA-256 of the code and, but in caches, of the constants. Reading checks the first (code runs) and leaves the
 //! second to [`Bundle::check_constants`], so that weights are not read before they are used. A damaged file
 //! is an error, never a panic, and nothing is allocated by a length that the file does not itself contain.
 //! Kernels are machine code: like any program, a bundle should come from somebody you trust.
@@ -149,7 +149,7 @@ pub struct Bundle {
     pub info: Info,
     storage: Arc<dyn Storage>,
     constants: (usize, usize),
-    constants_sum: String,
+    constants_sum: Option<String>,
 }
 
 /// Where a tensor's bytes lie in the constants.
@@ -175,7 +175,8 @@ struct Metadata {
     /// Offset and length of each artifact in the code.
     code: Vec<(usize, usize)>,
     code_sha256: String,
-    constants_sha256: String,
+    /// None where the bundle is good only as long as its sources are, which are checked instead.
+    constants_sha256: Option<String>,
 }
 
 fn align(n: usize) -> usize {
@@ -249,12 +250,15 @@ pub fn write(plan: &Plan, info: &Info, out: &mut impl Write) -> io::Result<()> {
         code.extend_from_slice(&artifact.bytes);
     }
     let mut size = 0;
+    let checked = info.sources.is_empty();
     let mut sum = Sha256::new();
     let mut tensors = Vec::new();
     for t in &table.tensors {
         let start = align(size);
-        sum.update(&[0; 64][..start - size]);
-        sum.update(t.bytes());
+        if checked {
+            sum.update(&[0; 64][..start - size]);
+            sum.update(t.bytes());
+        }
         tensors.push(MetaTensor { dtype: t.dtype(), shape: t.shape().to_vec(), offset: start });
         size = start + t.nbytes();
     }
@@ -267,7 +271,7 @@ pub fn write(plan: &Plan, info: &Info, out: &mut impl Write) -> io::Result<()> {
         host,
         code: code_parts,
         code_sha256: hex(Sha256::digest(&code)),
-        constants_sha256: hex(sum.finalize()),
+        constants_sha256: checked.then(|| hex(sum.finalize())),
     };
     let metadata = serde_json::to_vec(&metadata).map_err(io::Error::other)?;
 
@@ -412,10 +416,10 @@ pub fn read(storage: Arc<dyn Storage>) -> Result<Bundle, BundleError> {
 }
 
 impl Bundle {
-    /// Reads all constants and compares them with their checksum.
+    /// Reads all constants and compares them with their checksum. A bundle with [sources](Info::sources) has none.
     pub fn check_constants(&self) -> Result<(), BundleError> {
         let bytes = &self.storage.bytes()[self.constants.0..][..self.constants.1];
-        if hex(Sha256::digest(bytes)) == self.constants_sum {
+        if self.constants_sum.as_ref().is_none_or(|sum| hex(Sha256::digest(bytes)) == *sum) {
             Ok(())
         } else {
             Err(BundleError::Checksum { section: "constants" })
