@@ -76,6 +76,11 @@ fn parse_dim(text: &str) -> Result<(String, i64), String> {
     if size < 0 { Err("a size is not negative".to_string()) } else { Ok((name.to_string(), size)) }
 }
 
+fn parse_tie(text: &str) -> Result<(String, String), String> {
+    let (input, output) = text.split_once('=').ok_or("write INPUT=OUTPUT")?;
+    Ok((input.to_string(), output.to_string()))
+}
+
 /// How a model is loaded and compiled.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
@@ -87,6 +92,9 @@ pub struct ModelArgs {
     /// Fix a dim of the inputs at compile time: NAME=SIZE.
     #[arg(long, value_parser = parse_dim, value_name = "NAME=SIZE")]
     pub fix: Vec<(String, i64)>,
+    /// Tie an input to the output that is its new contents, so that it is updated in place: INPUT=OUTPUT.
+    #[arg(long, value_parser = parse_tie, value_name = "INPUT=OUTPUT")]
+    pub state: Vec<(String, String)>,
     /// Compile everything anew and keep nothing.
     #[arg(long)]
     pub no_cache: bool,

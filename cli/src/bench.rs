@@ -19,7 +19,8 @@ fn ms(start: Instant) -> f64 {
 /// Loads and compiles with the caches of the measurement.
 fn session(args: &BenchArgs, dir: &std::path::Path) -> Result<Session, Fail> {
     let cache = |name: &str| Cache::new(dir.join(name), tongtu::cache::LIMIT);
-    let mut options = Options::host().threads(args.model.threads).kernel_cache(cache("kernels"));
+    let mut options = open::tied(Options::host().threads(args.model.threads), &args.model);
+    options = options.kernel_cache(cache("kernels"));
     options = match args.model.no_model_cache {
         true => options.without_model_cache(),
         false => options.keep_models(cache("compiled")),

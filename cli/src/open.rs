@@ -29,12 +29,17 @@ pub fn is_bundle(path: &Path) -> Result<bool, Fail> {
 
 /// The options of the command line.
 pub fn options(args: &ModelArgs) -> Options {
-    let options = Options::host().threads(args.threads);
+    let options = tied(Options::host().threads(args.threads), args);
     match (args.no_cache, args.no_model_cache) {
         (true, _) => options.without_cache(),
         (_, true) => options.without_model_cache(),
         _ => options,
     }
+}
+
+/// With the state that the command line ties.
+pub fn tied(options: Options, args: &ModelArgs) -> Options {
+    args.state.iter().fold(options, |o, (input, output)| o.state(input, output))
 }
 
 /// What the command line fixes when a model is read.
@@ -53,6 +58,9 @@ pub fn session(args: &ModelArgs, options: &Options) -> Result<Session, Fail> {
     if is_bundle(&args.model)? {
         if !args.fix.is_empty() {
             return Err(Fail::usage("--fix has no effect on a bundle: fix sizes when it is compiled"));
+        }
+        if !args.state.is_empty() {
+            return Err(Fail::usage("--state has no effect on a bundle: tie state when it is compiled"));
         }
         return Ok(Session::open(&args.model, options)?);
     }

@@ -25,7 +25,7 @@ pub fn run(args: &RunArgs, as_json: bool) -> Done {
         Ready::Interpreted(model) => data::output_kinds(model.loaded().outputs.iter().map(|p| p.ty.clone())),
         Ready::Compiled(s) => {
             let plan = s.plan();
-            data::output_kinds(plan.outputs.iter().map(|p| plan.values[p.value.index()].ty.clone()))
+            data::output_kinds((0..plan.outputs.len()).map(|o| plan.output_type(o)))
         }
     };
     let ready = start.elapsed();

@@ -16,6 +16,7 @@ pub mod passes;
 pub mod plan;
 pub mod schedule;
 pub mod split;
+pub mod state;
 
 pub use error::Error;
 

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use tongtu_chip::Chip;
 use tongtu_graph::infer::numel;
 use tongtu_graph::{Graph, Loc, Module, Node, Op, Type, ValueId};
-use tongtu_plan::plan::{Arg, Block, Group, Plan, PlanValue, Port, Step, StepKind, Storage, ValueRef};
+use tongtu_plan::plan::{Arg, Block, Group, Plan, PlanValue, Port, State, Step, StepKind, Storage, ValueRef};
 use tongtu_plan::{Artifact, CompileError, Compiler, Packing, Support};
 use tongtu_tensor::dim::{Dim, Sym};
 use tongtu_tensor::{DType, Num, Tensor};
@@ -15,7 +15,7 @@ use tongtu_tile::Kernel;
 
 use crate::emit::KernelArg;
 use crate::error::Error;
-use crate::fuse::{self, Item};
+use crate::fuse::{self, Item, Kind};
 use crate::schedule::{self, Machine, Pack};
 use crate::split::{Registers, split};
 
@@ -101,7 +101,8 @@ pub fn lower(module: Module, compiler: &dyn Compiler, chip: &Chip) -> Result<Pla
             .unwrap_or(own);
         l.plan.outputs.push(Port { name, value });
     }
-    l.plan.state = g.state.clone();
+    let tied = |&(input, output): &(usize, usize)| State { input, output, axis: 0 };
+    l.plan.state = g.state.iter().map(tied).collect();
     l.plan.body = Block { steps };
     l.lifetimes();
     l.compile_kernels()?;
@@ -315,19 +316,28 @@ impl Lowerer<'_> {
                 _ => None,
             })
             .collect();
-        let scheduled = schedule::schedule(group, &constants, self.machine).map_err(|e| match e {
-            Error::Tile { error, .. } => {
-                Error::Tile { group: format!("{} at {}", group.name, group.loc), error }
-            }
-            e => e,
-        })?;
+        let in_place = self.in_place(g, group);
+        let scheduled =
+            schedule::schedule(group, &constants, self.machine, in_place.is_some()).map_err(|e| match e {
+                Error::Tile { error, .. } => {
+                    Error::Tile { group: format!("{} at {}", group.name, group.loc), error }
+                }
+                e => e,
+            })?;
         let mut inputs = Vec::new();
         for &v in &group.inputs {
             inputs.push(self.get(g, map, v)?);
         }
         let mut outputs = Vec::new();
         for &v in &group.outputs {
-            let r = self.computed(g.ty(v).clone(), g.values[v.index()].name.clone());
+            let (ty, name) = (g.ty(v).clone(), g.values[v.index()].name.clone());
+            let r = match in_place {
+                Some(state) => {
+                    let of = self.get(g, map, state)?;
+                    self.value(ty, Storage::Alias(of), name)
+                }
+                None => self.computed(ty, name),
+            };
             map[v.index()] = Some(r);
             outputs.push(r);
         }
@@ -368,6 +378,30 @@ impl Lowerer<'_> {
             Self::step(steps, kind, &group.loc);
         }
         Ok(())
+    }
+
+    /// The state input whose memory the result of a group takes over: the group appends to it, or writes some of its elements
+    /// when nothing else reads the old ones.
+    fn in_place(&self, g: &Graph, group: &fuse::Group) -> Option<ValueId> {
+        if self.depth > 0 || group.outputs.len() != 1 {
+            return None;
+        }
+        let root = group.graph.nodes.last()?;
+        let first = *root.inputs.first()?;
+        let position = group.graph.inputs.iter().position(|&v| v == first)?;
+        let state = group.inputs[position];
+        let result = group.outputs[0];
+        let known = g.dims(result).iter().all(|d| d.symbols().iter().all(|s| self.fixed.contains(s)));
+        let tied = known && g.state.iter().any(|&(i, o)| g.inputs[i] == state && g.outputs[o] == result);
+        let uses = || {
+            let nodes = g.nodes.iter().flat_map(|n| &n.inputs).chain(&g.outputs);
+            nodes.filter(|&&v| v == state).count()
+        };
+        match group.kind {
+            Kind::Concat => Some(state).filter(|_| tied && leads(&root.op, g.dims(state))),
+            Kind::Scatter => Some(state).filter(|_| tied && uses() == 1),
+            _ => None,
+        }
     }
 
     /// A constant in packed form, which is filled in later.
@@ -650,6 +684,11 @@ impl Lowerer<'_> {
     fn root(&self, v: ValueRef) -> usize {
         self.plan.root(v).index()
     }
+}
+
+/// Whether what is joined to a value of these dims comes after all of it in memory.
+fn leads(op: &Op, dims: &[Dim]) -> bool {
+    matches!(op, Op::Concat { axis } if dims[..*axis].iter().all(|d| d.as_const() == Some(1)))
 }
 
 /// All values that a step uses, blocks inside it included.

@@ -98,6 +98,7 @@ impl Pack {
             machine: r.machine,
             name: &name,
             loc: r.loc,
+            in_place: false,
         };
         let temp = s.temps.len();
         s.temps.push((dtype, self.dims(&dims)));

@@ -225,8 +225,13 @@ impl Plan {
             }
         }
         c.place = "state".to_string();
-        if self.state.iter().any(|&(i, o)| i >= self.inputs.len() || o >= self.outputs.len()) {
-            return c.bad("names an input or output that is not there");
+        for s in &self.state {
+            let (Some(i), Some(o)) = (self.inputs.get(s.input), self.outputs.get(s.output)) else {
+                return c.bad("names an input or output that is not there");
+            };
+            if s.axis >= self.dims(i.value).len().min(self.dims(o.value).len()).max(1) {
+                return c.bad(format!("there is no dim {}", s.axis));
+            }
         }
         for (i, g) in self.groups.iter().enumerate() {
             c.place = format!("group {i} '{}'", g.name);

@@ -77,6 +77,18 @@ pub struct Port {
     pub value: ValueRef,
 }
 
+/// An input and the output that is its new contents. Where the output's value is an alias of the input's it is updated in
+/// place, and may be larger: then the input's memory has room for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Position of the input.
+    pub input: usize,
+    /// Position of the output.
+    pub output: usize,
+    /// The dim along which the model appends: the plan keeps it first, so that what is appended comes last in memory.
+    pub axis: usize,
+}
+
 /// An argument of a launch.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Arg {
@@ -257,8 +269,8 @@ pub struct Plan {
     pub inputs: Vec<Port>,
     /// The model's outputs, in its order.
     pub outputs: Vec<Port>,
-    /// State: positions of an input and the output that is its new contents, updated in place.
-    pub state: Vec<(usize, usize)>,
+    /// State: inputs that outputs replace.
+    pub state: Vec<State>,
     /// Constants, as the kernels want them (packed weights among them).
     #[serde(skip)]
     pub constants: Vec<Tensor>,
@@ -271,6 +283,29 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The dim of an input that the plan keeps first (see [`State`]).
+    pub fn input_axis(&self, input: usize) -> usize {
+        self.state.iter().find(|s| s.input == input).map_or(0, |s| s.axis)
+    }
+    /// The dim of an output that the plan keeps first.
+    pub fn output_axis(&self, output: usize) -> usize {
+        self.state.iter().find(|s| s.output == output).map_or(0, |s| s.axis)
+    }
+    /// The type that the model gives an input.
+    pub fn input_type(&self, input: usize) -> Type {
+        self.model_type(self.inputs[input].value, self.input_axis(input))
+    }
+    /// The type that the model gives an output.
+    pub fn output_type(&self, output: usize) -> Type {
+        self.model_type(self.outputs[output].value, self.output_axis(output))
+    }
+    fn model_type(&self, v: ValueRef, axis: usize) -> Type {
+        let mut ty = self.values[v.index()].ty.clone();
+        if let Type::Tensor { dims, .. } = &mut ty {
+            dims.get_mut(..=axis).into_iter().for_each(|d| d.rotate_left(1));
+        }
+        ty
+    }
     /// The element type of a value that is a tensor of numbers.
     pub fn dtype(&self, v: ValueRef) -> Option<DType> {
         self.values[v.index()].ty.as_tensor().map(|(d, _)| d)

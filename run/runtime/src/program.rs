@@ -498,8 +498,8 @@ impl Program {
             uses.push(DimUse::Check { input, axis, dim });
         }
         let mut state = vec![None; plan.inputs.len()];
-        for &(i, o) in &plan.state {
-            state[i] = Some(o);
+        for s in &plan.state {
+            state[s.input] = Some(s.output);
         }
         let mut loads = BTreeSet::new();
         collect_loads(&body, &l.launches, &mut loads);

@@ -120,6 +120,7 @@ impl Session {
             sum.arena += m.arena;
             sum.pool_high_water += m.pool_high_water;
             sum.pool_held += m.pool_held;
+            sum.state_copied += m.state_copied;
             sum.bindings += m.bindings;
         }
         sum

@@ -126,8 +126,20 @@ impl Model {
     }
 
     pub(crate) fn into_plan(self, options: &Options) -> Result<Plan, Error> {
-        let Loaded { module, inputs, outputs, .. } = self.loaded;
+        let Loaded { mut module, inputs, outputs, .. } = self.loaded;
+        let mut axes = Vec::new();
+        for (input, output) in &options.state {
+            let fail = |detail: String| Error::State { input: input.clone(), output: output.clone(), detail };
+            let place = |ports: &[Port], what: &str, name: &String| {
+                let names = || ports.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ");
+                let found = ports.iter().position(|p| p.name == *name);
+                found.ok_or_else(|| fail(format!("there is no {what} '{name}'; there are {}", names())))
+            };
+            let (i, o) = (place(&inputs, "input", input)?, place(&outputs, "output", output)?);
+            axes.push(tongtu_compile::state::tie(&mut module, i, o).map_err(fail)?);
+        }
         let mut plan = pipeline::compile(module, options)?;
+        plan.state.iter_mut().zip(axes).for_each(|(s, axis)| s.axis = axis);
         let names = |ports: &'_ [Port]| ports.iter().map(|p| p.name.clone()).collect::<Vec<_>>();
         pipeline::name_ports(&mut plan, &names(&inputs), &names(&outputs));
         Ok(plan)

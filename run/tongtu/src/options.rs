@@ -18,6 +18,7 @@ pub struct Options {
     pub(crate) threads: usize,
     kernels: Option<Cache>,
     models: Option<Cache>,
+    pub(crate) state: Vec<(String, String)>,
 }
 
 impl Default for Options {
@@ -29,7 +30,13 @@ impl Default for Options {
 impl Options {
     /// For this machine, with all its threads, keeping compiled kernels and models in the user's cache.
     pub fn host() -> Options {
-        Options { chip: None, threads: 0, kernels: Cache::kernels(), models: Cache::models() }
+        Options {
+            chip: None,
+            threads: 0,
+            kernels: Cache::kernels(),
+            models: Cache::models(),
+            state: Vec::new(),
+        }
     }
 
     /// For another chip.
@@ -40,6 +47,13 @@ impl Options {
     /// Threads that run kernels; 0 for as many as the machine has.
     pub fn threads(mut self, threads: usize) -> Options {
         self.threads = threads;
+        self
+    }
+
+    /// Ties an input to the output that is its new contents, such as a decoder's past keys to its present ones. Given as a
+    /// [`DeviceTensor`](crate::DeviceTensor) it is updated in place (see [`Session::state`](crate::Session::state)).
+    pub fn state(mut self, input: impl Into<String>, output: impl Into<String>) -> Options {
+        self.state.push((input.into(), output.into()));
         self
     }
 
