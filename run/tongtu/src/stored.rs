@@ -1,6 +1,6 @@
 //! Whole compiled models, kept between runs.
 //!
-//! An entry is a bundle named by the path of the model and what it was compiled for. It lists the files it was made from, and
+//! An entry is a bundle named by the path of the model and what it was compiled for. It names the compiler and lists the files it was made from, and
 //! is good only while each has the size, times and number that it had before it was read: a start reads no weights.
 //! Files changed a moment ago are not trusted, since a further change might not show in their times.
 
@@ -28,9 +28,13 @@ fn place(path: &Path, load: &LoadOptions, options: &Options) -> Option<(Cache, S
         given.extend_from_slice(&t.bytes());
     }
     given.extend_from_slice(format!("{:?}", options.state).as_bytes());
-    let version = pipeline::MODELS_VERSION.as_bytes();
-    let key = cache::key(&[version, path.as_os_str().as_encoded_bytes(), &given, &chip]);
+    let key = cache::key(&[path.as_os_str().as_encoded_bytes(), &given, &chip]);
     Some((cache.clone(), key))
+}
+
+/// Who makes entries: another version of the compiler replaces them.
+fn producer() -> String {
+    format!("tongtu {} {}", env!("CARGO_PKG_VERSION"), pipeline::MODELS_VERSION)
 }
 
 /// The compiled model in the cache, if it is of the files as they are now.
@@ -39,7 +43,10 @@ pub(crate) fn open(path: &Path, load: &LoadOptions, options: &Options) -> Option
     let entry = cache.path(&key);
     let bundle = bundle::open(&entry).ok()?;
     let same = |f: &FileIdentity| FileIdentity::of(&f.path).is_ok_and(|now| now == *f);
-    if bundle.info.sources.is_empty() || !bundle.info.sources.iter().all(same) {
+    if bundle.info.producer != producer()
+        || bundle.info.sources.is_empty()
+        || !bundle.info.sources.iter().all(same)
+    {
         return None;
     }
     cache.touch(&entry);
@@ -63,6 +70,7 @@ pub(crate) fn make(path: &Path, load: &LoadOptions, options: &Options) -> Result
         return Session::from_plan(plan, options);
     };
     info.sources = sources;
+    info.producer = producer();
     let size: u64 = plan.constants.iter().map(|t| t.nbytes() as u64).sum();
     let stored = size <= cache.limit() / 2
         && cache.put_with(&key, |file| {
