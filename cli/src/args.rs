@@ -92,7 +92,8 @@ pub struct ModelArgs {
     /// Fix a dim of the inputs at compile time: NAME=SIZE.
     #[arg(long, value_parser = parse_dim, value_name = "NAME=SIZE")]
     pub fix: Vec<(String, i64)>,
-    /// Tie an input to the output that is its new contents, so that it is updated in place: INPUT=OUTPUT.
+    /// Tie an input to the output that is its new contents, so that it is updated in place: INPUT=OUTPUT, as in
+    /// 'past.*=present.*'.
     #[arg(long, value_parser = parse_tie, value_name = "INPUT=OUTPUT")]
     pub state: Vec<(String, String)>,
     /// Compile everything anew and keep nothing.

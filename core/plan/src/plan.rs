@@ -31,7 +31,8 @@ pub enum Storage {
     Input,
     /// A constant: an index into [`Plan::constants`].
     Constant(usize),
-    /// What a packed constant was made from. No step may use it: it is kept nowhere, and unpacked where verification asks.
+    /// What a packed constant was made from. No step may use it: it is kept nowhere, and unpacked where verification asks (with
+    /// zeros where subnormal numbers were packed so).
     Packed {
         /// The packed form: an index into [`Plan::constants`].
         constant: usize,

@@ -23,6 +23,24 @@ pub struct Model {
     name: String,
 }
 
+/// Pairs of names, with those that have a star written out for every input that they match.
+fn ties(given: &[(String, String)], inputs: &[Port]) -> Vec<(String, String)> {
+    let mut pairs = Vec::new();
+    for (input, output) in given {
+        let before = pairs.len();
+        if let Some((start, end)) = input.split_once('*') {
+            let middle = |p: &Port| Some(p.name.strip_prefix(start)?.strip_suffix(end)?.to_string());
+            let found =
+                inputs.iter().filter_map(|p| Some((p.name.clone(), output.replace('*', &middle(p)?))));
+            pairs.extend(found);
+        }
+        if pairs.len() == before {
+            pairs.push((input.clone(), output.clone()));
+        }
+    }
+    pairs
+}
+
 impl Model {
     /// Reads an ONNX file. Weights stay in the file, which is mapped.
     ///
@@ -128,7 +146,7 @@ impl Model {
     pub(crate) fn into_plan(self, options: &Options) -> Result<Plan, Error> {
         let Loaded { mut module, inputs, outputs, .. } = self.loaded;
         let mut axes = Vec::new();
-        for (input, output) in &options.state {
+        for (input, output) in &ties(&options.state, &inputs) {
             let fail = |detail: String| Error::State { input: input.clone(), output: output.clone(), detail };
             let place = |ports: &[Port], what: &str, name: &String| {
                 let names = || ports.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ");

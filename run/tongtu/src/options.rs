@@ -51,7 +51,8 @@ impl Options {
     }
 
     /// Ties an input to the output that is its new contents, such as a decoder's past keys to its present ones. Given as a
-    /// [`DeviceTensor`](crate::DeviceTensor) it is updated in place (see [`Session::state`](crate::Session::state)).
+    /// [`DeviceTensor`](crate::DeviceTensor) it is updated in place (see [`Session::state`](crate::Session::state)). A star in
+    /// both names stands for whatever the inputs have there: `past.*` and `present.*`.
     pub fn state(mut self, input: impl Into<String>, output: impl Into<String>) -> Options {
         self.state.push((input.into(), output.into()));
         self

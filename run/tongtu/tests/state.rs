@@ -132,6 +132,8 @@ fn what_cannot_be_tied_is_an_error_that_says_why() {
         let error = load().compile(&options().state(input, output)).err().unwrap().to_string();
         assert!(error.contains("A010") && error.contains(why), "{error}");
     }
+    let all = load().compile(&options().state("past_*", "*")).unwrap();
+    assert_eq!(all.plan().state.len(), 2);
     let twice = options().state("past_key", "key").state("past_key", "key");
     assert!(load().compile(&twice).err().unwrap().to_string().contains("tied already"));
 }
