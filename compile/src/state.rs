@@ -76,7 +76,8 @@ pub fn tie(module: &mut Module, input: usize, output: usize) -> Result<usize, St
         Node { op: Op::Permute { perm: back.clone() }, inputs: vec![state], outputs: vec![x], ..from_state };
     let mut nodes = Vec::new();
     let mut parts = vec![state];
-    for v in g.nodes[maker].inputs[1..].to_vec() {
+    let appended: Vec<ValueId> = g.nodes[maker].inputs[1..].to_vec();
+    for v in appended {
         let (node, out) = permute(g, v, &forward);
         nodes.push(node);
         parts.push(out);
