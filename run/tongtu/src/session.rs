@@ -21,7 +21,7 @@ use crate::stored;
 pub struct Session {
     session: tongtu_runtime::Session,
     device: Arc<dyn Device>,
-    options: Options,
+    options: Box<Options>,
     info: Option<Info>,
     /// Input types for errors.
     types: Vec<String>,
@@ -109,7 +109,7 @@ impl Session {
         let device: Arc<dyn Device> = Arc::new(CpuDevice::new(options.threads)?);
         let types = (0..plan.inputs.len()).map(|i| type_text(&plan.input_type(i), &plan.symbols)).collect();
         let session = tongtu_runtime::Session::new(plan, vec![device.clone()])?;
-        Ok(Session { session, device, options: options.clone(), info: None, types })
+        Ok(Session { session, device, options: Box::new(options.clone()), info: None, types })
     }
 
     /// Runs the model on named inputs, in any order.
