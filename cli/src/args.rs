@@ -28,7 +28,7 @@ pub struct Cli {
 pub enum Command {
     /// Run a model.
     Run(RunArgs),
-    /// Measure a model: latency, compile time, cached start, memory.
+    /// Measure a model: latency, first and cached start, memory.
     Bench(BenchArgs),
     /// Show what a model is made of.
     Inspect(InspectArgs),
@@ -76,6 +76,11 @@ fn parse_dim(text: &str) -> Result<(String, i64), String> {
     if size < 0 { Err("a size is not negative".to_string()) } else { Ok((name.to_string(), size)) }
 }
 
+fn parse_tie(text: &str) -> Result<(String, String), String> {
+    let (input, output) = text.split_once('=').ok_or("write INPUT=OUTPUT")?;
+    Ok((input.to_string(), output.to_string()))
+}
+
 /// How a model is loaded and compiled.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
@@ -87,12 +92,16 @@ pub struct ModelArgs {
     /// Fix a dim of the inputs at compile time: NAME=SIZE.
     #[arg(long, value_parser = parse_dim, value_name = "NAME=SIZE")]
     pub fix: Vec<(String, i64)>,
+    /// Tie an input to the output that is its new contents, so that it is updated in place: INPUT=OUTPUT, as in
+    /// 'past.*=present.*'.
+    #[arg(long, value_parser = parse_tie, value_name = "INPUT=OUTPUT")]
+    pub state: Vec<(String, String)>,
     /// Compile everything anew and keep nothing.
     #[arg(long)]
     pub no_cache: bool,
-    /// Keep the whole compiled model, with its weights, for the next start.
-    #[arg(long, conflicts_with = "no_cache")]
-    pub cache_model: bool,
+    /// Keep compiled kernels, but not the whole compiled model with its weights, for the next start.
+    #[arg(long)]
+    pub no_model_cache: bool,
 }
 
 /// Where inputs come from.
@@ -165,9 +174,12 @@ pub struct BenchArgs {
     /// Runs before that.
     #[arg(long, default_value_t = 3)]
     pub warmup: usize,
-    /// The folder of the kernel cache of the measurement.
+    /// The folder of the caches of the measurement.
     #[arg(long, hide = true)]
     pub cache_dir: Option<PathBuf>,
+    /// Measure the first run, which compiles.
+    #[arg(long, hide = true)]
+    pub first: bool,
 }
 
 /// Arguments of `inspect`.

@@ -5,25 +5,27 @@ use std::time::Instant;
 
 use serde_json::{Value as Json, json};
 use tongtu::cache::Cache;
-use tongtu::{LoadOptions, Model, Session, Value};
+use tongtu::{Options, Session, Value};
 
 use crate::args::BenchArgs;
 use crate::data;
 use crate::open;
-use crate::ui::{self, Done, FAILED, Fail, Progress, print_json, say};
+use crate::ui::{self, Done, FAILED, Fail, Progress, print_json, table};
 
 fn ms(start: Instant) -> f64 {
     start.elapsed().as_secs_f64() * 1e3
 }
 
-/// Loads and compiles with the kernel cache of the measurement.
-fn session(args: &BenchArgs, cache: &Cache) -> Result<Session, Fail> {
-    let options = open::options(&args.model).kernel_cache(cache.clone());
-    if open::is_bundle(&args.model.model)? {
-        return Ok(Session::open(&args.model.model, &options)?);
-    }
-    let load = LoadOptions { dims: args.model.fix.clone(), ..LoadOptions::default() };
-    Ok(Model::load_with(&args.model.model, &load)?.compile(&options)?)
+/// Loads and compiles with the caches of the measurement.
+fn session(args: &BenchArgs, dir: &std::path::Path) -> Result<Session, Fail> {
+    let cache = |name: &str| Cache::new(dir.join(name), tongtu::cache::LIMIT);
+    let mut options = open::tied(Options::host().threads(args.model.threads), &args.model);
+    options = options.kernel_cache(cache("kernels"));
+    options = match args.model.no_model_cache {
+        true => options.without_model_cache(),
+        false => options.keep_models(cache("compiled")),
+    };
+    open::session(&args.model, &options)
 }
 
 /// A folder that goes away at the end.
@@ -35,32 +37,23 @@ impl Drop for Folder {
     }
 }
 
-/// Measures a model: a cold compile here, everything else in a process of its own, so that the compiler's memory does not
-/// count.
-pub fn bench(args: &BenchArgs, as_json: bool) -> Done {
-    if args.runs == 0 {
-        return Err(Fail::usage("--runs must be at least 1"));
-    }
-    let folder = Folder(std::env::temp_dir().join(format!("tongtu-bench-{}", std::process::id())));
-    let cache = Cache::new(&folder.0, tongtu::cache::LIMIT);
-    let compile_ms = {
-        let _wait = Progress::wait("compiling");
-        let start = Instant::now();
-        session(args, &cache)?;
-        ms(start)
-    };
+/// Runs a measuring process, which shares nothing with this one but the caches of the measurement.
+fn measure(dir: &std::path::Path, first: bool) -> Result<Json, Fail> {
     let program = std::env::current_exe().map_err(tongtu::Error::io("tongtu"))?;
     let mut child = Command::new(program);
-    child.arg("--json").arg("bench-child").arg("--cache-dir").arg(&folder.0);
+    child.arg("--json").arg("bench-child").arg("--cache-dir").arg(dir);
+    if first {
+        child.arg("--first");
+    }
     // The rest of the command line as it came.
     let given: Vec<std::ffi::OsString> = std::env::args_os().collect();
     let at = given.iter().position(|a| a == "bench").map_or(given.len(), |i| i + 1);
     child.args(given[at..].iter().filter(|a| *a != "--json"));
     let output = {
-        let _wait = Progress::wait("measuring");
+        let _wait = Progress::wait(if first { "compiling" } else { "measuring" });
         child.stdin(Stdio::null()).stderr(Stdio::inherit()).output().map_err(tongtu::Error::io("tongtu"))?
     };
-    let mut report: Json = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    let report: Json = serde_json::from_slice(&output.stdout).unwrap_or_default();
     if let Some(message) = report["error"]["message"].as_str() {
         let hint = report["error"]["hint"].as_str().map(str::to_string);
         return Err(Fail { message: message.to_string(), hint, exit: FAILED });
@@ -69,20 +62,71 @@ pub fn bench(args: &BenchArgs, as_json: bool) -> Done {
         let message = format!("[A008] the measuring process ended with {}", output.status);
         return Err(Fail { message, hint: None, exit: FAILED });
     }
-    report["compile_ms"] = json!(compile_ms);
+    Ok(report)
+}
+
+/// Measures a model: the first start and run in one process, the others in a second.
+pub fn bench(args: &BenchArgs, as_json: bool) -> Done {
+    if args.runs == 0 {
+        return Err(Fail::usage("--runs must be at least 1"));
+    }
+    let folder = Folder(std::env::temp_dir().join(format!("tongtu-bench-{}", std::process::id())));
+    let first = measure(&folder.0, true)?;
+    let mut report = measure(&folder.0, false)?;
+    for (name, from) in [
+        ("compile_ms", "start_ms"),
+        ("first_run_ms", "first_run_ms"),
+        ("first_peak_rss_bytes", "peak_rss_bytes"),
+    ] {
+        report[name] = first[from].clone();
+    }
+    report["cached_start_ms"] = report["start_ms"].take();
     if as_json {
         print_json(&report);
         return Ok(0);
     }
     let number = |name: &str| report[name].as_f64().unwrap_or(0.0);
+    let size = |name: &str| ui::bytes(report[name].as_u64().unwrap_or(0));
     let samples: Vec<f64> =
         report["samples_ms"].as_array().into_iter().flatten().filter_map(Json::as_f64).collect();
     let (low, high) = samples.iter().fold((f64::MAX, f64::MIN), |(l, h), &v| (l.min(v), h.max(v)));
-    say!("median        {:.3} ms  ({} runs, {low:.3} to {high:.3})", number("median_ms"), samples.len());
-    say!("threads       {}", report["threads"]);
-    say!("compile       {compile_ms:.0} ms");
-    say!("cached start  {:.1} ms", number("cached_start_ms"));
-    say!("peak memory   {}", ui::bytes(report["peak_rss_bytes"].as_u64().unwrap_or(0)));
+    table(
+        &[
+            [
+                "latency".to_string(),
+                format!("{:.3} ms", number("median_ms")),
+                format!(
+                    "median of {} runs, {low:.3} to {high:.3}, on {} threads",
+                    samples.len(),
+                    report["threads"]
+                ),
+            ],
+            [
+                "first start".to_string(),
+                format!("{:.0} ms", number("compile_ms")),
+                format!(
+                    "compiles everything; then {:.1} ms to the first result, {} at most",
+                    number("first_run_ms"),
+                    size("first_peak_rss_bytes")
+                ),
+            ],
+            [
+                "next starts".to_string(),
+                format!("{:.1} ms", number("cached_start_ms")),
+                "from the cache".to_string(),
+            ],
+            [
+                "memory".to_string(),
+                size("peak_rss_bytes"),
+                format!(
+                    "at most; {} of constants, {} of intermediate results",
+                    ui::bytes(report["memory"]["constants"].as_u64().unwrap_or(0)),
+                    ui::bytes(report["memory"]["arena"].as_u64().unwrap_or(0))
+                ),
+            ],
+        ]
+        .map(Vec::from),
+    );
     Ok(0)
 }
 
@@ -97,8 +141,8 @@ fn peak_rss() -> Option<u64> {
 pub fn child(args: &BenchArgs) -> Done {
     let Some(dir) = &args.cache_dir else { return Err(Fail::usage("--cache-dir is missing")) };
     let start = Instant::now();
-    let session = session(args, &Cache::new(dir, tongtu::cache::LIMIT))?;
-    let cached_start_ms = ms(start);
+    let session = session(args, dir)?;
+    let start_ms = ms(start);
     let wants = data::wants_of_plan(session.plan(), &args.inputs.dims());
     let inputs = data::inputs(&args.inputs, &wants, true)?;
     let named: Vec<(&str, Value)> = inputs.iter().map(|(n, v)| (n.as_str(), v.clone())).collect();
@@ -106,18 +150,24 @@ pub fn child(args: &BenchArgs) -> Done {
     let mut context = session.context();
     let mut outputs = Vec::new();
     let mut samples = Vec::with_capacity(args.runs);
-    for i in 0..args.warmup + args.runs {
+    let (warmup, runs) = if args.first { (1, 0) } else { (args.warmup, args.runs) };
+    let mut first_run_ms = None;
+    for i in 0..warmup + runs {
         let start = Instant::now();
         context.run_into(&ordered, &mut outputs).map_err(tongtu::Error::from)?;
-        if i >= args.warmup {
+        first_run_ms = first_run_ms.or(Some(ms(start)));
+        if i >= warmup {
             samples.push(ms(start));
         }
     }
     let mut sorted = samples.clone();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;
-    let median =
-        if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 };
+    let median = match sorted.len() {
+        0 => None,
+        n if n % 2 == 1 => Some(sorted[middle]),
+        _ => Some((sorted[middle - 1] + sorted[middle]) / 2.0),
+    };
     let threads = match args.model.threads {
         0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
         n => n,
@@ -128,8 +178,8 @@ pub fn child(args: &BenchArgs) -> Done {
         "runs": args.runs,
         "samples_ms": samples,
         "median_ms": median,
-        "compile_ms": null,
-        "cached_start_ms": cached_start_ms,
+        "start_ms": start_ms,
+        "first_run_ms": first_run_ms,
         "peak_rss_bytes": peak_rss(),
         "memory": context.memory(),
     }));

@@ -50,8 +50,8 @@ fn identifier(name: &str) -> String {
 
 /// The inputs of a plan.
 pub fn wants_of_plan(plan: &tongtu::Plan, sizes: &Dims) -> Vec<Want> {
-    let port = |p: &tongtu::PlanPort| want(&p.name, &plan.values[p.value.index()].ty, &plan.symbols, sizes);
-    plan.inputs.iter().map(port).collect()
+    let port = |(i, p): (usize, &tongtu::PlanPort)| want(&p.name, &plan.input_type(i), &plan.symbols, sizes);
+    plan.inputs.iter().enumerate().map(port).collect()
 }
 
 /// The inputs of a model.

@@ -109,8 +109,8 @@ pub fn compile(args: &CompileArgs, as_json: bool) -> Done {
     let chip = Chip::builtin(&args.chip).map_err(tongtu::Error::from)?;
     let options = match args.chip.as_str() {
         "host" => open::options(&args.model),
-        _ if args.model.no_cache => Options::for_chip(chip).without_cache(),
-        _ => Options::for_chip(chip),
+        _ if args.model.no_cache => open::tied(Options::for_chip(chip).without_cache(), &args.model),
+        _ => open::tied(Options::for_chip(chip), &args.model),
     };
     let start = Instant::now();
     {

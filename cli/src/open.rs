@@ -3,7 +3,6 @@
 use std::io::Read;
 use std::path::Path;
 
-use tongtu::cache::Cache;
 use tongtu::{LoadOptions, Model, Options, Session};
 
 use crate::args::ModelArgs;
@@ -30,21 +29,28 @@ pub fn is_bundle(path: &Path) -> Result<bool, Fail> {
 
 /// The options of the command line.
 pub fn options(args: &ModelArgs) -> Options {
-    let options = Options::host().threads(args.threads);
-    if args.no_cache {
-        return options.without_cache();
+    let options = tied(Options::host().threads(args.threads), args);
+    match (args.no_cache, args.no_model_cache) {
+        (true, _) => options.without_cache(),
+        (_, true) => options.without_model_cache(),
+        _ => options,
     }
-    match Cache::models().filter(|_| args.cache_model) {
-        Some(cache) => options.with_model_cache(cache),
-        None => options,
-    }
+}
+
+/// With the state that the command line ties.
+pub fn tied(options: Options, args: &ModelArgs) -> Options {
+    args.state.iter().fold(options, |o, (input, output)| o.state(input, output))
+}
+
+/// What the command line fixes when a model is read.
+pub fn load(args: &ModelArgs) -> LoadOptions {
+    LoadOptions { dims: args.fix.clone(), ..LoadOptions::default() }
 }
 
 /// Loads a model that is no bundle.
 pub fn model(args: &ModelArgs) -> Result<Model, Fail> {
     let _wait = Progress::wait("loading");
-    let options = LoadOptions { dims: args.fix.clone(), ..LoadOptions::default() };
-    Ok(Model::load_with(&args.model, &options)?)
+    Ok(Model::load_with(&args.model, &load(args))?)
 }
 
 /// Loads and compiles a model, or opens a bundle.
@@ -53,9 +59,11 @@ pub fn session(args: &ModelArgs, options: &Options) -> Result<Session, Fail> {
         if !args.fix.is_empty() {
             return Err(Fail::usage("--fix has no effect on a bundle: fix sizes when it is compiled"));
         }
+        if !args.state.is_empty() {
+            return Err(Fail::usage("--state has no effect on a bundle: tie state when it is compiled"));
+        }
         return Ok(Session::open(&args.model, options)?);
     }
-    let model = model(args)?;
     let _wait = Progress::wait("compiling");
-    Ok(model.compile(options)?)
+    Ok(Session::load_with(&args.model, &load(args), options)?)
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::json;
 use tongtu::onnx::FileKind;
-use tongtu::{HostValue, LoadOptions, Model, Session, Value};
+use tongtu::{HostValue, Model, Session, Value};
 
 use crate::args::RunArgs;
 use crate::data::{self, Tolerance};
@@ -25,7 +25,7 @@ pub fn run(args: &RunArgs, as_json: bool) -> Done {
         Ready::Interpreted(model) => data::output_kinds(model.loaded().outputs.iter().map(|p| p.ty.clone())),
         Ready::Compiled(s) => {
             let plan = s.plan();
-            data::output_kinds(plan.outputs.iter().map(|p| plan.values[p.value.index()].ty.clone()))
+            data::output_kinds((0..plan.outputs.len()).map(|o| plan.output_type(o)))
         }
     };
     let ready = start.elapsed();
@@ -107,19 +107,13 @@ type Inputs = Vec<(String, Value)>;
 /// left come with it.
 fn prepare(args: &RunArgs) -> Result<(Ready, Option<Inputs>), Fail> {
     let options = open::options(&args.model);
-    let ready = |model: Model| -> Result<Ready, Fail> {
-        if args.interpret {
-            return Ok(Ready::Interpreted(model));
-        }
-        let _wait = Progress::wait("compiling");
-        Ok(Ready::Compiled(model.compile(&options)?))
+    let whole = match args.interpret && !open::is_bundle(&args.model.model)? {
+        true => open::model(&args.model).map(Ready::Interpreted),
+        false => open::session(&args.model, &options).map(Ready::Compiled),
     };
-    if open::is_bundle(&args.model.model)? {
-        return Ok((Ready::Compiled(open::session(&args.model, &options)?), None));
-    }
     let path = &args.model.model;
-    let error = match open::model(&args.model) {
-        Ok(model) => return Ok((ready(model)?, None)),
+    let error = match whole {
+        Ok(ready) => return Ok((ready, None)),
         Err(e) => e,
     };
     if !matches!(tongtu::code_of(&error.message), "O008" | "O009") {
@@ -131,13 +125,19 @@ fn prepare(args: &RunArgs) -> Result<(Ready, Option<Inputs>), Fail> {
         .iter()
         .map(|(n, v)| Ok((n.clone(), data::host_value(v)?)))
         .collect::<Result<Vec<_>, Fail>>()?;
-    let load = LoadOptions { dims: args.model.fix.clone(), ..LoadOptions::default() };
-    let (model, fixed) = Model::load_for(path, &load, &known)?;
+    let (model, fixed) = Model::load_for(path, &open::load(&args.model), &known)?;
     if !fixed.is_empty() {
         eprintln!("note: the model is compiled for the contents of {}", fixed.join(", "));
     }
     let left = inputs.into_iter().filter(|(n, _)| !fixed.contains(n)).collect();
-    Ok((ready(model)?, Some(left)))
+    let ready = match args.interpret {
+        true => Ready::Interpreted(model),
+        false => {
+            let _wait = Progress::wait("compiling");
+            Ready::Compiled(model.into_session(&options)?)
+        }
+    };
+    Ok((ready, Some(left)))
 }
 
 fn compare(

@@ -16,6 +16,7 @@ pub mod passes;
 pub mod plan;
 pub mod schedule;
 pub mod split;
+pub mod state;
 
 pub use error::Error;
 
@@ -42,5 +43,5 @@ pub fn compile(
     options: &Options,
 ) -> Result<Plan, Error> {
     let module = passes::prepare(module, &options.passes)?;
-    plan::lower(&module, compiler, chip)
+    plan::lower(module, compiler, chip)
 }

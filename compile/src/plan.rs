@@ -7,22 +7,36 @@ use rayon::prelude::*;
 use tongtu_chip::Chip;
 use tongtu_graph::infer::numel;
 use tongtu_graph::{Graph, Loc, Module, Node, Op, Type, ValueId};
-use tongtu_plan::plan::{Arg, Block, Group, Plan, PlanValue, Port, Step, StepKind, Storage, ValueRef};
-use tongtu_plan::{Artifact, Compiler, Support};
+use tongtu_plan::plan::{Arg, Block, Group, Plan, PlanValue, Port, State, Step, StepKind, Storage, ValueRef};
+use tongtu_plan::{Artifact, CompileError, Compiler, Packing, Support};
 use tongtu_tensor::dim::{Dim, Sym};
-use tongtu_tensor::{DType, Tensor};
+use tongtu_tensor::{DType, Num, Tensor};
 use tongtu_tile::Kernel;
 
 use crate::emit::KernelArg;
 use crate::error::Error;
-use crate::fuse::{self, Item};
+use crate::fuse::{self, Item, Kind};
 use crate::schedule::{self, Machine, Pack};
+use crate::split::{Registers, split};
+
+/// Tiles are split to this many registers at least.
+const LEAST_REGISTERS: usize = 4;
 
 /// A kernel that several launches may share.
 struct Shared {
     kernel: Kernel,
     group: String,
     loc: Loc,
+}
+
+/// What tells a constant from others: where it lies, and how.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Identity(usize, DType, Vec<usize>, Vec<isize>);
+
+impl Identity {
+    fn of(t: &Tensor) -> Identity {
+        Identity(t.address(), t.dtype(), t.shape().to_vec(), t.strides().to_vec())
+    }
 }
 
 struct Lowerer<'a> {
@@ -32,8 +46,10 @@ struct Lowerer<'a> {
     chip: &'a Chip,
     kernels: Vec<Shared>,
     by_text: HashMap<String, usize>,
-    packed: HashMap<(usize, usize, Vec<usize>, [usize; 4]), ValueRef>,
-    constants: HashMap<(usize, usize, Vec<usize>, DType), ValueRef>,
+    packed: HashMap<(Identity, Packing), ValueRef>,
+    constants: HashMap<Identity, ValueRef>,
+    /// Constants to pack: the position in the plan, what is packed, and how.
+    pending: Vec<(usize, ValueRef, Tensor, Packing)>,
     bound: BTreeSet<Sym>,
     fixed: BTreeSet<Sym>,
     guards: BTreeSet<String>,
@@ -43,7 +59,10 @@ struct Lowerer<'a> {
 type Map = Vec<Option<ValueRef>>;
 
 /// Lowers a prepared module to a plan with compiled kernels.
-pub fn lower(module: &Module, compiler: &dyn Compiler, chip: &Chip) -> Result<Plan, Error> {
+///
+/// Constants that kernels want packed are packed last, one by one, when nothing but the plan holds what they are made from, so
+/// that a model's weights are in memory once.
+pub fn lower(module: Module, compiler: &dyn Compiler, chip: &Chip) -> Result<Plan, Error> {
     let g = &module.graph;
     let mut l = Lowerer {
         plan: Plan { symbols: module.symbols.clone(), ..Plan::default() },
@@ -54,6 +73,7 @@ pub fn lower(module: &Module, compiler: &dyn Compiler, chip: &Chip) -> Result<Pl
         by_text: HashMap::new(),
         packed: HashMap::new(),
         constants: HashMap::new(),
+        pending: Vec::new(),
         bound: BTreeSet::new(),
         fixed: BTreeSet::new(),
         guards: BTreeSet::new(),
@@ -81,11 +101,16 @@ pub fn lower(module: &Module, compiler: &dyn Compiler, chip: &Chip) -> Result<Pl
             .unwrap_or(own);
         l.plan.outputs.push(Port { name, value });
     }
-    l.plan.state = g.state.clone();
+    let tied = |&(input, output): &(usize, usize)| State { input, output, axis: 0 };
+    l.plan.state = g.state.iter().map(tied).collect();
     l.plan.body = Block { steps };
     l.lifetimes();
     l.compile_kernels()?;
-    Ok(l.plan)
+    l.drop_raw();
+    let (mut plan, pending) = (l.plan, l.pending);
+    drop(module);
+    pack(&mut plan, pending)?;
+    Ok(plan)
 }
 
 impl Lowerer<'_> {
@@ -113,10 +138,9 @@ impl Lowerer<'_> {
     }
 
     fn constant(&mut self, value: &Tensor, name: Option<Arc<str>>) -> ValueRef {
-        let key =
-            (value.bytes().as_ptr() as usize, value.byte_offset(), value.shape().to_vec(), value.dtype());
-        let shareable = value.is_contiguous() && value.nbytes() >= 64;
-        if let Some(&r) = self.constants.get(&key).filter(|_| shareable) {
+        // What is small is not worth sharing.
+        let key = Some(Identity::of(value)).filter(|_| value.nbytes() >= 64);
+        if let Some(&r) = key.as_ref().and_then(|k| self.constants.get(k)) {
             return r;
         }
         let ty = Type::tensor(
@@ -125,9 +149,7 @@ impl Lowerer<'_> {
         );
         self.plan.constants.push(value.clone());
         let r = self.value(ty, Storage::Constant(self.plan.constants.len() - 1), name);
-        if shareable {
-            self.constants.insert(key, r);
-        }
+        self.constants.extend(key.map(|k| (k, r)));
         r
     }
 
@@ -294,19 +316,28 @@ impl Lowerer<'_> {
                 _ => None,
             })
             .collect();
-        let scheduled = schedule::schedule(group, &constants, self.machine).map_err(|e| match e {
-            Error::Tile { error, .. } => {
-                Error::Tile { group: format!("{} at {}", group.name, group.loc), error }
-            }
-            e => e,
-        })?;
+        let in_place = self.in_place(g, group);
+        let scheduled =
+            schedule::schedule(group, &constants, self.machine, in_place.is_some()).map_err(|e| match e {
+                Error::Tile { error, .. } => {
+                    Error::Tile { group: format!("{} at {}", group.name, group.loc), error }
+                }
+                e => e,
+            })?;
         let mut inputs = Vec::new();
         for &v in &group.inputs {
             inputs.push(self.get(g, map, v)?);
         }
         let mut outputs = Vec::new();
         for &v in &group.outputs {
-            let r = self.computed(g.ty(v).clone(), g.values[v.index()].name.clone());
+            let (ty, name) = (g.ty(v).clone(), g.values[v.index()].name.clone());
+            let r = match in_place {
+                Some(state) => {
+                    let of = self.get(g, map, state)?;
+                    self.value(ty, Storage::Alias(of), name)
+                }
+                None => self.computed(ty, name),
+            };
             map[v.index()] = Some(r);
             outputs.push(r);
         }
@@ -317,7 +348,7 @@ impl Lowerer<'_> {
             .collect();
         let mut packed = Vec::new();
         for p in &scheduled.packed {
-            packed.push(self.pack(p, constants[p.input].as_ref(), &group.loc)?);
+            packed.push(self.packed(p, inputs[p.input], constants[p.input].as_ref(), &group.loc)?);
         }
         let (flops, bytes) = cost(&group.graph);
         let index = self.plan.groups.len();
@@ -349,21 +380,93 @@ impl Lowerer<'_> {
         Ok(())
     }
 
-    fn pack(&mut self, p: &Pack, value: Option<&Tensor>, loc: &Loc) -> Result<ValueRef, Error> {
-        let value = value.ok_or_else(|| Error::unsupported("pack", loc, "not a constant"))?;
-        let layout = [p.columns, p.width, p.group.0, p.group.1];
-        let key = (value.bytes().as_ptr() as usize, value.byte_offset(), p.perm.clone(), layout);
-        let shareable = value.is_contiguous() && value.nbytes() >= 64;
-        if let Some(&r) = self.packed.get(&key).filter(|_| shareable) {
+    /// The state input whose memory the result of a group takes over: the group appends to it, or writes some of its elements
+    /// when nothing else reads the old ones.
+    fn in_place(&self, g: &Graph, group: &fuse::Group) -> Option<ValueId> {
+        if self.depth > 0 || group.outputs.len() != 1 {
+            return None;
+        }
+        let root = group.graph.nodes.last()?;
+        let first = *root.inputs.first()?;
+        let position = group.graph.inputs.iter().position(|&v| v == first)?;
+        let state = group.inputs[position];
+        let result = group.outputs[0];
+        let known = g.dims(result).iter().all(|d| d.symbols().iter().all(|s| self.fixed.contains(s)));
+        let tied = known && g.state.iter().any(|&(i, o)| g.inputs[i] == state && g.outputs[o] == result);
+        let uses = || {
+            let nodes = g.nodes.iter().flat_map(|n| &n.inputs).chain(&g.outputs);
+            nodes.filter(|&&v| v == state).count()
+        };
+        match group.kind {
+            Kind::Concat => Some(state).filter(|_| tied && leads(&root.op, g.dims(state))),
+            Kind::Scatter => Some(state).filter(|_| tied && uses() == 1),
+            _ => None,
+        }
+    }
+
+    /// A constant in packed form, which is filled in later.
+    fn packed(
+        &mut self,
+        p: &Pack,
+        raw: ValueRef,
+        value: Option<&Tensor>,
+        loc: &Loc,
+    ) -> Result<ValueRef, Error> {
+        let fail = |why: &str| Error::unsupported("pack", loc, why);
+        let value = value.ok_or_else(|| fail("not a constant"))?;
+        let packing = p.packing();
+        let key = (Identity::of(value), packing.clone());
+        if let Some(&r) = self.packed.get(&key) {
             return Ok(r);
         }
-        let packed =
-            p.apply(value).ok_or_else(|| Error::unsupported("pack", loc, "the constant is too large"))?;
-        let r = self.constant(&packed, None);
-        if shareable {
-            self.packed.insert(key, r);
-        }
+        let shape = packing.shape(value.shape()).ok_or_else(|| fail("the constant is too large"))?;
+        let dims: Vec<Dim> = shape.iter().map(|&n| Dim::from(n as i64)).collect();
+        let k = self.plan.constants.len();
+        // Its place is taken by nothing until then.
+        self.plan.constants.push(Tensor::scalar(value.dtype(), Num::Int(0)));
+        let r = self.value(Type::tensor(value.dtype(), dims), Storage::Constant(k), None);
+        self.pending.push((k, raw, value.clone(), packing));
+        self.packed.insert(key, r);
         Ok(r)
+    }
+
+    /// Forgets constants that no step uses, now that the kernels have them packed.
+    fn drop_raw(&mut self) {
+        let mut used = BTreeSet::new();
+        let mut blocks = vec![&self.plan.body];
+        while let Some(block) = blocks.pop() {
+            for step in &block.steps {
+                used.extend(step.values().into_iter().map(|v| self.plan.root(v)));
+                blocks.extend(step.blocks());
+            }
+        }
+        used.extend(self.plan.outputs.iter().map(|p| self.plan.root(p.value)));
+        for (constant, raw, _, packing) in &self.pending {
+            if !used.contains(raw) {
+                let packing = packing.clone();
+                self.plan.values[raw.index()].storage = Storage::Packed { constant: *constant, packing };
+            }
+        }
+        let kept: BTreeSet<usize> = self
+            .plan
+            .values
+            .iter()
+            .filter_map(|v| if let Storage::Constant(k) = v.storage { Some(k) } else { None })
+            .collect();
+        let places: HashMap<usize, usize> = kept.iter().enumerate().map(|(new, &old)| (old, new)).collect();
+        let mut old = 0;
+        self.plan.constants.retain(|_| {
+            old += 1;
+            kept.contains(&(old - 1))
+        });
+        for v in &mut self.plan.values {
+            if let Storage::Constant(k) | Storage::Packed { constant: k, .. } = &mut v.storage {
+                *k = places.get(k).copied().unwrap_or(*k);
+            }
+        }
+        for p in &mut self.pending {
+            p.0 = places.get(&p.0).copied().unwrap_or(p.0);
+        }
     }
 
     /// The position of a kernel, after the rewrites that the chip needs.
@@ -579,34 +682,42 @@ impl Lowerer<'_> {
     }
 
     fn root(&self, v: ValueRef) -> usize {
-        let mut v = v;
-        while let Storage::Alias(of) = self.plan.values[v.index()].storage {
-            v = of;
-        }
-        v.index()
+        self.plan.root(v).index()
     }
 }
 
+/// Whether what is joined to a value of these dims comes after all of it in memory.
+fn leads(op: &Op, dims: &[Dim]) -> bool {
+    matches!(op, Op::Concat { axis } if dims[..*axis].iter().all(|d| d.as_const() == Some(1)))
+}
+
+/// All values that a step uses, blocks inside it included.
 fn uses(step: &Step, out: &mut Vec<ValueRef>) {
-    match &step.kind {
-        StepKind::Launch { args, .. } => {
-            out.extend(args.iter().filter_map(|a| if let Arg::Buffer(v) = a { Some(*v) } else { None }))
-        }
-        StepKind::Copy { src, dst } | StepKind::Assign { src, dst } => out.extend([*src, *dst]),
-        StepKind::WriteDim { dst, .. } => out.push(*dst),
-        StepKind::Bind { src, .. } => out.push(*src),
-        StepKind::BindDims { value, .. } => out.push(*value),
-        StepKind::Guard { .. } => {}
-        StepKind::If { condition, then_block, else_block } => {
-            out.push(*condition);
-            then_block.steps.iter().chain(&else_block.steps).for_each(|s| uses(s, out));
-        }
-        StepKind::While { condition, body } => {
-            out.push(*condition);
-            body.steps.iter().for_each(|s| uses(s, out));
-        }
-        StepKind::Host { inputs, outputs, .. } => out.extend(inputs.iter().chain(outputs)),
+    out.extend(step.values());
+    step.blocks().flat_map(|b| &b.steps).for_each(|s| uses(s, out));
+}
+
+/// Packs constants, letting go of what they are made from.
+fn pack(plan: &mut Plan, pending: Vec<(usize, ValueRef, Tensor, Packing)>) -> Result<(), Error> {
+    let packed: Vec<(usize, Option<Tensor>)> = pending
+        .into_par_iter()
+        .map(|(k, _, value, packing)| {
+            let packed = packing.pack(&value);
+            value.release();
+            (k, packed)
+        })
+        .collect();
+    for (k, tensor) in packed {
+        plan.constants[k] =
+            tensor.ok_or_else(|| Error::unsupported("pack", &Loc::default(), "the constant is too large"))?;
     }
+    // What is left of views is copied, once.
+    for t in plan.constants.iter_mut().filter(|t| !t.is_contiguous()) {
+        let dense = crate::passes::dense(t);
+        t.release();
+        *t = dense.map_err(|e| Error::unsupported("constant", &Loc::default(), e.to_string()))?;
+    }
+    Ok(())
 }
 
 fn compile_kernel(s: Shared, compiler: &dyn Compiler, chip: &Chip) -> Result<Artifact, Error> {
@@ -619,12 +730,22 @@ fn compile_kernel(s: Shared, compiler: &dyn Compiler, chip: &Chip) -> Result<Art
     {
         return Err(Error::Tile { group: format!("{} at {}", s.group, s.loc), error });
     }
-    let module = tongtu_tile::Module { kernels: vec![kernel] };
-    compiler.compile(&module, chip).map_err(|error| Error::Backend {
-        group: s.group,
-        loc: s.loc,
-        error: Box::new(error),
-    })
+    let refused =
+        |error| Error::Backend { group: s.group.clone(), loc: s.loc.clone(), error: Box::new(error) };
+    let attempt =
+        |kernel: &Kernel| compiler.compile(&tongtu_tile::Module { kernels: vec![kernel.clone()] }, chip);
+    let mut answer = attempt(&kernel);
+    // Smaller tiles, until the back end takes them or they are a few registers' worth.
+    let mut registers = Registers::of(chip);
+    while let Err(CompileError::TooLarge { .. }) = answer
+        && registers.count >= LEAST_REGISTERS
+    {
+        let smaller = split(&kernel, registers)
+            .map_err(|error| Error::Tile { group: format!("{} at {}", s.group, s.loc), error })?;
+        answer = attempt(&smaller);
+        registers.count /= 2;
+    }
+    answer.map_err(refused)
 }
 
 /// Operations (a fused multiply-add is 2) and bytes moved at least.

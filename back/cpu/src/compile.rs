@@ -172,7 +172,8 @@ impl Compiler for CpuCompiler {
                 | Op::Full { .. }
                 | Op::BufferLen {}
         );
-        if computed && operands.iter().chain(results).any(|t| t.dtype() == DType::HiF8) {
+        let made = matches!(op, Op::Cast { to: DType::HiF8, .. });
+        if made || computed && operands.iter().chain(results).any(|t| t.dtype() == DType::HiF8) {
             return no("hif8 has no arithmetic or conversion on CPUs");
         }
         let first = operands.first().map_or(DType::Bool, Ty::dtype);

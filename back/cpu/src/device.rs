@@ -3,7 +3,7 @@
 use crate::{Artifact, Buf, Error, Loaded, Pool};
 use std::alloc::Layout;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use tongtu_plan::backend::{self, Device, DeviceError, Event, LaunchArg, Mem};
 
@@ -44,7 +44,40 @@ pub struct CpuDevice {
 struct Shared {
     name: String,
     pool: Pool,
-    modules: RwLock<Vec<Arc<Module>>>,
+    modules: Table<Arc<Module>>,
+}
+
+/// A list that grows at its end and is read without a lock.
+struct Table<T> {
+    /// Part `k` holds 2^k elements.
+    parts: [OnceLock<Box<[OnceLock<T>]>>; 32],
+    len: Mutex<usize>,
+}
+
+impl<T> Default for Table<T> {
+    fn default() -> Table<T> {
+        Table { parts: std::array::from_fn(|_| OnceLock::new()), len: Mutex::new(0) }
+    }
+}
+
+impl<T> Table<T> {
+    fn get(&self, index: u64) -> Option<&T> {
+        let n = index.checked_add(1)?;
+        let part = n.ilog2();
+        self.parts.get(part as usize)?.get()?.get((n - (1 << part)) as usize)?.get()
+    }
+
+    /// The position of a new element; `None` if there is no place left.
+    fn push(&self, value: T) -> Option<u64> {
+        let mut len = hold(&self.len);
+        let n = *len as u64 + 1;
+        let part = n.ilog2();
+        let slots = self.parts.get(part as usize)?;
+        let slots = slots.get_or_init(|| (0..1u64 << part).map(|_| OnceLock::new()).collect());
+        slots.get((n - (1 << part)) as usize)?.set(value).ok()?;
+        *len += 1;
+        Some(n - 1)
+    }
 }
 
 struct Queue {
@@ -79,7 +112,7 @@ impl CpuDevice {
             n => n,
         };
         let name = format!("cpu ({threads} thread{})", if threads == 1 { "" } else { "s" });
-        let shared = Shared { name: name.clone(), pool: Pool::new(threads)?, modules: RwLock::default() };
+        let shared = Shared { name: name.clone(), pool: Pool::new(threads)?, modules: Table::default() };
         Ok(CpuDevice { name, shared: Arc::new(shared), queue: None })
     }
 
@@ -181,6 +214,11 @@ impl Shared {
         let Some(kernel) = module.loaded.kernel_at(entry) else {
             return Err(bad("?", format!("there is no entry {entry}")));
         };
+        let failed = |e: Error| bad(&kernel.entry().name, e.to_string());
+        if self.pool.threads() == 1 {
+            // SAFETY: as below.
+            return unsafe { kernel.launch(&self.pool, bufs, scalars, grid, 1) }.map_err(failed);
+        }
         let total = grid.iter().fold(1i64, |n, g| n.saturating_mul((*g).max(0)));
         let cost = &module.cost[entry];
         let known = cost.load(Ordering::Relaxed);
@@ -198,7 +236,7 @@ impl Shared {
         let workers = if alone { 1 } else { self.pool.threads() as u64 };
         let spent = (start.elapsed().as_nanos() as u64).saturating_mul(1000).saturating_mul(workers);
         cost.store((spent / total.max(1) as u64).max(1), Ordering::Relaxed);
-        outcome.map_err(|e| bad(&kernel.entry().name, e.to_string()))
+        outcome.map_err(failed)
     }
 }
 
@@ -247,9 +285,8 @@ impl Device for CpuDevice {
         let scratch = parsed.entries.iter().map(|e| e.scratch).max().unwrap_or(0);
         self.shared.pool.reserve(usize::try_from(scratch).map_err(|e| bad(e.to_string()))?);
         let cost = parsed.entries.iter().map(|_| AtomicU64::new(0)).collect();
-        let mut modules = self.shared.modules.write().unwrap_or_else(PoisonError::into_inner);
-        modules.push(Arc::new(Module { loaded, cost }));
-        Ok(modules.len() as u64 - 1)
+        let place = self.shared.modules.push(Arc::new(Module { loaded, cost }));
+        place.ok_or_else(|| bad("there are too many".to_string()))
     }
 
     fn launch(
@@ -265,11 +302,8 @@ impl Device for CpuDevice {
             kernel: format!("entry {entry} of module {module}"),
             detail,
         };
-        let found = {
-            let modules = self.shared.modules.read().unwrap_or_else(PoisonError::into_inner);
-            modules.get(module as usize).cloned()
-        };
-        let module = found.ok_or_else(|| bad("there is no such module".to_string()))?;
+        let module =
+            self.shared.modules.get(module).ok_or_else(|| bad("there is no such module".to_string()))?;
         // Work of one device takes effect in order, so what `wait` names has passed before this starts.
         let _ = wait;
         let (mut bufs, mut scalars) = ([Buf { ptr: std::ptr::null_mut(), len: 0 }; 32], [0i64; 32]);
@@ -301,10 +335,10 @@ impl Device for CpuDevice {
         let (bufs, scalars) =
             if large { (&many_bufs[..], &many_scalars[..]) } else { (&bufs[..nb], &scalars[..ns]) };
         if self.queue.is_none() {
-            return self.shared.launch(&module, entry, grid, bufs, scalars).map(|()| Event::DONE);
+            return self.shared.launch(module, entry, grid, bufs, scalars).map(|()| Event::DONE);
         }
         self.submit(Work::Launch(Task {
-            module,
+            module: module.clone(),
             entry,
             grid,
             bufs: bufs.to_vec(),

@@ -2,6 +2,9 @@
 //!
 //! The calling thread works too. Workers spin for a moment after a launch, then sleep; a launch never
 //! waits for a sleeping worker, only for those that joined in. Nothing is allocated per launch.
+//!
+//! Each worker has a part of the range of its own, the same in every launch of that size, so that what it wrote is still in its cache
+//! when it reads it; when its part is done it takes pieces of the others'.
 
 use crate::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,9 +25,16 @@ const COUNT: u64 = CLOSED - 1;
 struct Job {
     call: AtomicUsize,
     data: AtomicUsize,
-    next: AtomicI64,
-    total: AtomicI64,
     chunk: AtomicI64,
+    parts: Vec<Part>,
+}
+
+/// The part of the range that a worker begins with.
+#[derive(Default)]
+#[repr(align(128))]
+struct Part {
+    next: AtomicI64,
+    end: AtomicI64,
 }
 
 type Call = unsafe fn(*const (), usize, i64, i64);
@@ -70,9 +80,8 @@ impl Pool {
             job: Job {
                 call: AtomicUsize::new(0),
                 data: AtomicUsize::new(0),
-                next: AtomicI64::new(0),
-                total: AtomicI64::new(0),
                 chunk: AtomicI64::new(1),
+                parts: (0..threads.max(1)).map(|_| Part::default()).collect(),
             },
             panicked: AtomicBool::new(false),
             sleepers: AtomicUsize::new(0),
@@ -184,8 +193,12 @@ impl Shared {
         let job = &self.job;
         job.call.store(trampoline::<F> as Call as usize, Ordering::Relaxed);
         job.data.store(std::ptr::from_ref(f) as usize, Ordering::Relaxed);
-        job.next.store(0, Ordering::Relaxed);
-        job.total.store(total, Ordering::Relaxed);
+        let workers = job.parts.len() as i128;
+        let start = |worker: usize| (i128::from(total) * worker as i128 / workers) as i64;
+        for (i, part) in job.parts.iter().enumerate() {
+            part.next.store(start(i), Ordering::Relaxed);
+            part.end.store(start(i + 1), Ordering::Relaxed);
+        }
         job.chunk.store(chunk, Ordering::Relaxed);
         let epoch = (self.state.load(Ordering::Relaxed) >> 32).wrapping_add(1) << 32;
         self.state.store(epoch, Ordering::SeqCst);
@@ -213,23 +226,28 @@ impl Shared {
     /// Takes chunks until none is left.
     fn drain(&self, worker: usize) {
         let job = &self.job;
-        let total = job.total.load(Ordering::Relaxed);
         let chunk = job.chunk.load(Ordering::Relaxed);
         let data = job.data.load(Ordering::Relaxed) as *const ();
         // SAFETY: the address was stored by `launch` from a `Call`, and this thread is the launching one or
         // joined the job, so the store is visible and the job is live.
         let call: Call = unsafe { std::mem::transmute::<usize, Call>(job.call.load(Ordering::Relaxed)) };
-        loop {
-            let first = job.next.fetch_add(chunk, Ordering::Relaxed);
-            if first >= total {
-                return;
-            }
-            let last = total.min(first + chunk);
-            // SAFETY: the job is live, see above.
-            let run = || unsafe { call(data, worker, first, last) };
-            if catch_unwind(AssertUnwindSafe(run)).is_err() {
-                self.panicked.store(true, Ordering::Relaxed);
-                job.next.store(total, Ordering::Relaxed);
+        for i in 0..job.parts.len() {
+            let part = &job.parts[(worker + i) % job.parts.len()];
+            let end = part.end.load(Ordering::Relaxed);
+            loop {
+                let first = part.next.fetch_add(chunk, Ordering::Relaxed);
+                if first >= end {
+                    break;
+                }
+                let last = end.min(first.saturating_add(chunk));
+                // SAFETY: the job is live, see above.
+                let run = || unsafe { call(data, worker, first, last) };
+                if catch_unwind(AssertUnwindSafe(run)).is_err() {
+                    self.panicked.store(true, Ordering::Relaxed);
+                    for p in &job.parts {
+                        p.next.store(p.end.load(Ordering::Relaxed), Ordering::Relaxed);
+                    }
+                }
             }
         }
     }

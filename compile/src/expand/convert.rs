@@ -207,12 +207,9 @@ impl Emit<'_> {
         self.sel(is_nan, nan, r)
     }
 
-    /// f32 or f64 to a narrow float, rounded once to nearest even.
+    /// f32 or f64 to a narrow float, rounded once.
     fn encode(&mut self, x: Val, to: DType, mode: CastMode) -> Option<Val> {
         let (f, target) = (format(self.dtype(x))?, to.float_format()?);
-        if mode.rounding != Rounding::NearestEven || to == DType::HiF8 {
-            return None;
-        }
         let store = bits_type(to)?;
         let i = f.int;
         let bits = self.bits(x, i);
@@ -222,19 +219,31 @@ impl Emit<'_> {
         let a = self.sel(negative, a, bits);
         let finite_limit = self.i(i, if f.single() { 0x7f80_0000 } else { 0x7ff0_0000_0000_0000 });
         let nan = self.cmp(Compare::Gt, a, finite_limit);
-        let code = match to {
-            DType::F8E8M0 => self.scale_code(f.mantissa, a, f.bias),
-            _ => self.rounded_code(f, a, &target),
+        let nearest = mode.rounding == Rounding::NearestEven;
+        let (code, over) = match to {
+            DType::HiF8 => self.hif8_code(f, a, negative, mode.rounding),
+            _ => {
+                let code = match (to, nearest) {
+                    (DType::F8E8M0, true) => self.scale_code(f.mantissa, a, f.bias),
+                    (DType::F8E8M0, false) => self.directed_scale(f, a, mode.rounding),
+                    (_, true) => self.rounded_code(f, a, &target),
+                    _ => self.directed_code(f, a, negative, &target, mode.rounding),
+                };
+                (code, self.cmp_i(Compare::Gt, code, target.max_code.into()))
+            }
         };
-        let over = self.cmp_i(Compare::Gt, code, target.max_code.into());
         let saturate = mode.overflow == Overflow::Saturate;
         let overflowed = match (saturate, target.has_inf, target.nan_code) {
             (false, true, _) => i128::from(target.max_code) + 1,
             (false, false, Some(n)) => i128::from(n),
             _ => target.max_code.into(),
         };
-        let overflowed = self.i(i, overflowed);
-        let mut code = self.sel(over, overflowed, code);
+        // Where the rounding is towards zero, finite values stay finite.
+        let (most, past) = (self.i(i, target.max_code.into()), self.i(i, overflowed));
+        let infinite = self.cmp(Compare::Eq, a, finite_limit);
+        let beyond = self.toward(negative, mode.rounding, most, past);
+        let beyond = self.sel(infinite, past, beyond);
+        let mut code = self.sel(over, beyond, code);
         if target.has_sign {
             let s = self.i(i, 1 << (to.bits() - 1));
             let signed = self.or(code, s);
@@ -248,8 +257,10 @@ impl Emit<'_> {
             code = self.sel(negative, signed, code);
             if !target.has_negative_zero && !saturate && !target.has_inf {
                 // Overflow gives the one NaN whatever the sign.
+                let lost = self.cmp(Compare::Eq, beyond, past);
+                let lost = self.and(over, lost);
                 let n = self.i(i, target.nan_code.unwrap_or(0).into());
-                code = self.sel(over, n, code);
+                code = self.sel(lost, n, code);
             }
         } else {
             let n = self.i(i, target.nan_code.unwrap_or(0).into());
@@ -269,6 +280,123 @@ impl Emit<'_> {
         code = self.sel(nan, n, code);
         let code = self.cast(code, store);
         Some(self.bits(code, to))
+    }
+
+    /// What goes with a magnitude that is rounded towards zero, or towards infinity (to nearest, too).
+    fn toward(&mut self, negative: Val, rounding: Rounding, zero: Val, infinity: Val) -> Val {
+        match rounding {
+            Rounding::NearestEven => infinity,
+            Rounding::TowardZero => zero,
+            Rounding::Down => self.sel(negative, infinity, zero),
+            Rounding::Up => self.sel(negative, zero, infinity),
+        }
+    }
+
+    /// As [`Emit::rounded_code`], rounded towards zero or away from it.
+    fn directed_code(
+        &mut self,
+        f: super::math::Format,
+        a: Val,
+        negative: Val,
+        target: &FloatFormat,
+        rounding: Rounding,
+    ) -> Val {
+        let i = f.int;
+        let field = self.shr(a, f.mantissa);
+        let subnormal = self.cmp_i(Compare::Eq, field, 0);
+        let mantissa = self.and_i(a, (1 << f.mantissa) - 1);
+        let with_lead = self.add_i(mantissa, 1 << f.mantissa);
+        let sig = self.sel(subnormal, mantissa, with_lead);
+        let one = self.i(i, 1);
+        let field = self.bin(Binary::Max, field, one);
+        // Places to cut off: more below the least normal exponent, until nothing is left.
+        let least = self.i(i, f.bias + i128::from(target.min_exponent));
+        let at = self.bin(Binary::Max, field, least);
+        let extra = self.sub(at, field);
+        let shift = self.add_i(extra, (f.mantissa - target.mantissa_bits).into());
+        let most = self.i(i, i128::from(f.mantissa) + 2);
+        let shift = self.bin(Binary::Min, shift, most);
+        let unit = self.bin(Binary::Shl, one, shift);
+        let rest = self.add_i(unit, -1);
+        let none = self.i(i, 0);
+        let add = self.toward(negative, rounding, none, rest);
+        let sum = self.add(sig, add);
+        let units = self.bin(Binary::Shr, sum, shift);
+        let up = self.sub(at, least);
+        let up = self.shl(up, target.mantissa_bits);
+        self.add(up, units)
+    }
+
+    /// The code of a magnitude in HiF8, and whether it is past the greatest; to nearest halves go up.
+    fn hif8_code(&mut self, f: super::math::Format, a: Val, negative: Val, rounding: Rounding) -> (Val, Val) {
+        let i = f.int;
+        let bits_of =
+            |x: f64| -> i128 { if f.single() { (x as f32).to_bits().into() } else { x.to_bits().into() } };
+        let exponent = |s: &mut Self, a: Val| {
+            let field = s.shr(a, f.mantissa);
+            let e = s.add_i(field, -f.bias);
+            let minus = s.un(Unary::Neg, e);
+            (e, s.bin(Binary::Max, e, minus))
+        };
+        // Mantissa places to cut off, by the size of the exponent.
+        let places = |s: &mut Self, size: Val| {
+            let mut drop = s.i(i, f.mantissa.into());
+            for (limit, kept) in [(16, 1), (8, 2), (4, 3)] {
+                let (less, fewer) =
+                    (s.cmp_i(Compare::Lt, size, limit), s.i(i, i128::from(f.mantissa) - kept));
+                drop = s.sel(less, fewer, drop);
+            }
+            drop
+        };
+        let (_, size) = exponent(self, a);
+        let drop = places(self, size);
+        let one = self.i(i, 1);
+        let unit = self.bin(Binary::Shl, one, drop);
+        let none = self.i(i, 0);
+        let add = match rounding {
+            Rounding::NearestEven => self.shr(unit, 1),
+            _ => {
+                let rest = self.add_i(unit, -1);
+                self.toward(negative, rounding, none, rest)
+            }
+        };
+        // A NaN or infinity would run over.
+        let limit = self.i(i, bits_of(65536.0));
+        let held = self.bin(Binary::Min, a, limit);
+        let sum = self.add(held, add);
+        let r = self.bin(Binary::Shr, sum, drop);
+        let r = self.bin(Binary::Shl, r, drop);
+        let over = self.cmp_i(Compare::Ge, r, bits_of(49152.0));
+        let (e, size) = exponent(self, r);
+        let drop = places(self, size);
+        let mantissa = self.and_i(r, (1 << f.mantissa) - 1);
+        let mantissa = self.bin(Binary::Shr, mantissa, drop);
+        let below = self.cmp_i(Compare::Lt, e, 0);
+        // Powers of two below the others, then the prefix codes, the sign of the exponent and what is left of it.
+        let mut code = self.add_i(e, 23);
+        for (limit, prefix, sign, mask, at) in
+            [(16, 96, 4, 7, 1), (8, 64, 4, 3, 2), (4, 32, 4, 1, 3), (2, 16, 3, 0, 3)]
+        {
+            let (minus, plus) = (self.i(i, prefix + (1 << sign)), self.i(i, prefix));
+            let head = self.sel(below, minus, plus);
+            let rest = self.and_i(size, mask);
+            let rest = self.shl(rest, at);
+            let whole = self.add(head, rest);
+            let whole = self.add(whole, mantissa);
+            let less = self.cmp_i(Compare::Lt, size, limit);
+            code = self.sel(less, whole, code);
+        }
+        let unit = self.add_i(mantissa, 8);
+        let is_unit = self.cmp_i(Compare::Eq, size, 0);
+        code = self.sel(is_unit, unit, code);
+        // Below the least value.
+        let threshold =
+            self.i(i, if rounding == Rounding::NearestEven { bits_of(2f64.powi(-23)) } else { 1 });
+        let reaches = self.cmp(Compare::Ge, a, threshold);
+        let up = self.sel(reaches, one, none);
+        let small = self.toward(negative, rounding, none, up);
+        let tiny = self.cmp_i(Compare::Lt, a, bits_of(2f64.powi(-22)));
+        (self.sel(tiny, small, code), over)
     }
 
     /// The magnitude's code, past the greatest where it does not fit.
@@ -319,5 +447,34 @@ impl Emit<'_> {
         let reaches = self.cmp_i(Compare::Ge, a, (bias - 128) << mantissa);
         let least = self.bin(Binary::Max, code, zero);
         self.sel(reaches, least, minus)
+    }
+
+    /// As [`Emit::scale_code`], rounded down or up: negative values, which become NaN, do not matter here.
+    fn directed_scale(&mut self, f: super::math::Format, a: Val, rounding: Rounding) -> Val {
+        let up = rounding == Rounding::Up;
+        let d = self.dtype(a);
+        let minus = self.i(d, -1);
+        let sum = if up { self.add_i(a, (1 << f.mantissa) - 1) } else { a };
+        let code = self.shr(sum, f.mantissa);
+        let mut code = self.add_i(code, 127 - f.bias);
+        if f.single() {
+            // Subnormals: 2^-127 is code 0.
+            let subnormal = self.cmp_i(Compare::Lt, a, 1 << f.mantissa);
+            let half = 1i128 << (f.mantissa - 1);
+            let (first, second) = if up { (1, half + 1) } else { (half, 1 << f.mantissa) };
+            let (zero, one) = (self.i(d, 0), self.i(d, 1));
+            let to_one = self.cmp_i(Compare::Ge, a, second);
+            let to_zero = self.cmp_i(Compare::Ge, a, first);
+            let c = self.sel(to_zero, zero, minus);
+            let c = self.sel(to_one, one, c);
+            code = self.sel(subnormal, c, code);
+        } else if up {
+            let zero = self.i(d, 0);
+            code = self.bin(Binary::Max, code, zero);
+        } else {
+            code = self.bin(Binary::Max, code, minus);
+        }
+        let nothing = self.cmp_i(Compare::Eq, a, 0);
+        self.sel(nothing, minus, code)
     }
 }

@@ -19,7 +19,11 @@ const LARGE: usize = 1 << 18;
 pub(super) fn all(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewritten {
     match (op, inputs) {
         (Op::Permute { perm }, &[x]) => {
-            let moved = rw.constant(x).and_then(|t| strided::permute(t, perm).ok());
+            // A large one is a view: kernels that pack it read it where it lies.
+            let moved = rw.constant(x).and_then(|t| match t.nbytes() > LARGE {
+                true => t.permute(perm).ok(),
+                false => strided::permute(t, perm).ok(),
+            });
             moved.map(|t| Ok(vec![rw.tensor(t)?])).transpose()
         }
         _ => rule(rw, op, inputs),

@@ -29,6 +29,7 @@ mod strided;
 pub use dce::dce;
 pub use inline::inline;
 pub use stats::{Stats, stats};
+pub(crate) use strided::dense;
 
 use tongtu_graph::{GraphError, Module, Node, Op};
 

@@ -50,6 +50,19 @@ pub(super) fn permute(t: &Tensor, perm: &[usize]) -> Result<Tensor, TensorError>
     gather(t, &shape, &steps, 0).unwrap_or_else(|| t.permute(perm))
 }
 
+/// The elements of a view in row-major order.
+pub(crate) fn dense(t: &Tensor) -> Result<Tensor, TensorError> {
+    let mut order: Vec<usize> = (0..t.rank()).collect();
+    order.sort_by_key(|&i| (std::cmp::Reverse(t.strides()[i]), i));
+    let base = t.permute(&order)?;
+    if !base.is_contiguous() {
+        return t.to_contiguous();
+    }
+    let mut back = vec![0; order.len()];
+    order.iter().enumerate().for_each(|(i, &o)| back[o] = i);
+    permute(&base, &back)
+}
+
 /// `len` elements from `start` by `step` in every dim, all inside; `None` for elements of less than a byte.
 pub(super) fn slice(
     t: &Tensor,

@@ -36,9 +36,11 @@ pub fn schedule_concat(r: &Request<'_>) -> Result<Scheduled, Error> {
     };
     let mut s = Scheduled::default();
     let mut start = Dim::from(0);
-    for &x in &node.inputs {
+    for (i, &x) in node.inputs.iter().enumerate() {
         let next = &start + &r.graph.dims(x)[axis];
-        s.launches.push(kernel(r, 0, x, Some((axis, start)))?);
+        if i > 0 || !r.in_place {
+            s.launches.push(kernel(r, 0, x, Some((axis, start)))?);
+        }
         start = next;
     }
     Ok(s)

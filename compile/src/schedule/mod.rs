@@ -109,10 +109,18 @@ pub struct Request<'a> {
     pub name: &'a str,
     /// The group's origin.
     pub loc: &'a tongtu_graph::Loc,
+    /// Whether the result lies where the first operand of its last operation does, which need not be copied.
+    pub in_place: bool,
 }
 
-/// Chooses and runs the schedule of a group. `constants` holds, for each of its inputs, the contents if it is a constant.
-pub fn schedule(group: &Group, constants: &[Option<Tensor>], machine: Machine) -> Result<Scheduled, Error> {
+/// Chooses and runs the schedule of a group. `constants` holds, for each of its inputs, the contents if it is a constant;
+/// `in_place` tells whether the result of joining or scattering has the memory of the first operand.
+pub fn schedule(
+    group: &Group,
+    constants: &[Option<Tensor>],
+    machine: Machine,
+    in_place: bool,
+) -> Result<Scheduled, Error> {
     let name: String =
         group.name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '_' }).collect();
     let collapsed = collapse(group);
@@ -120,7 +128,7 @@ pub fn schedule(group: &Group, constants: &[Option<Tensor>], machine: Machine) -
         Some(c) => (&c.graph, &c.kind),
         None => (&group.graph, &group.kind),
     };
-    let r = Request { graph, kind, constants, machine, name: &name, loc: &group.loc };
+    let r = Request { graph, kind, constants, machine, name: &name, loc: &group.loc, in_place };
     match kind {
         Kind::Map => map::schedule(&r),
         Kind::Concat => map::schedule_concat(&r),

@@ -217,7 +217,9 @@ pub fn schedule_scatter(r: &Request<'_>) -> Result<Scheduled, Error> {
     let flat = e.b.view(buffer, zero, &[total_v], &[unit])?;
     let source = e.buffer_of(data).ok_or_else(|| Error::unsupported("scatter", r.loc, "computed data"))?;
     let source = e.b.view(source, zero, &[total_v], &[unit])?;
-    blocks(&mut e, zero, total_v, width, false, &[], |e, i, inside, _| {
+    // In place there is nothing to copy.
+    let copied = if r.in_place { zero } else { total_v };
+    blocks(&mut e, zero, copied, width, false, &[], |e, i, inside, _| {
         let c = [Coord::along(i, 0, inside)];
         let map = tongtu_tile::TileMap::along(&[width], &[0]);
         let t = e.b.load(source, &[i], map, &[inside], crate::emit::zero_of(g.dtype(data)))?;

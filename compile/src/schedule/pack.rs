@@ -4,10 +4,10 @@
 //! layout is pad, reshape and permute, written as a graph: constants are packed when compiling, other
 //! operands by a kernel made from that graph.
 
-use rayon::prelude::*;
 use tongtu_graph::{Builder, Graph, GraphError, Type};
+use tongtu_plan::Packing;
+use tongtu_tensor::DType;
 use tongtu_tensor::dim::{Dim, Symbols};
-use tongtu_tensor::{DType, Tensor};
 
 use super::{Launch, Request, Scheduled, blocks, delinear, map, multiple, product, rows_per_instance};
 use crate::emit::{Coord, Emitter, KernelArg, zero_of};
@@ -31,17 +31,6 @@ pub struct Pack {
     pub group: (usize, usize),
 }
 
-/// Makes subnormal `f32` elements zero. Products may count them so, and they slow a processor down a hundredfold; weights that
-/// decayed in training are full of them.
-fn flush(bytes: &mut [u8]) {
-    for cell in bytes.as_chunks_mut::<4>().0 {
-        let bits = u32::from_le_bytes(*cell);
-        if bits & 0x7F80_0000 == 0 {
-            *cell = (bits & 0x8000_0000).to_le_bytes();
-        }
-    }
-}
-
 impl Pack {
     /// Dims of the packed value.
     pub fn dims(&self, from: &[Dim]) -> Vec<Dim> {
@@ -60,96 +49,9 @@ impl Pack {
         dims
     }
 
-    /// A constant, packed; subnormal `f32` elements become zero. `None` where its element type does not fill bytes or its size overflows.
-    pub fn apply(&self, value: &Tensor) -> Option<Tensor> {
-        let size = value.dtype().bits() as usize / 8;
-        if size == 0 || !value.dtype().bits().is_multiple_of(8) {
-            return None;
-        }
-        let value = value.to_contiguous().ok()?;
-        let shape = value.shape();
-        let mut strides = vec![1usize; shape.len()];
-        for i in (0..shape.len().saturating_sub(1)).rev() {
-            strides[i] = strides[i + 1] * shape[i + 1];
-        }
-        let n = shape[self.perm[self.columns]];
-        let n_stride = strides[self.perm[self.columns]];
-        let panels = n.div_ceil(self.width);
-        let extents: Vec<usize> = self
-            .perm
-            .iter()
-            .enumerate()
-            .map(|(i, &p)| if i == self.columns { panels } else { shape[p] })
-            .collect();
-        let steps: Vec<usize> = self
-            .perm
-            .iter()
-            .enumerate()
-            .map(|(i, &p)| if i == self.columns { n_stride * self.width } else { strides[p] })
-            .collect();
-        let rows: usize = extents.iter().product();
-        let out_shape: Vec<usize> = extents.iter().copied().chain([self.width]).collect();
-        let mut out = Tensor::zeros(value.dtype(), &out_shape).ok()?;
-        let source = value.bytes();
-        let line = self.width * size;
-        let chunk = 4096.min(rows.max(1));
-        out.bytes_mut().par_chunks_mut(line * chunk).enumerate().for_each(|(c, bytes)| {
-            let mut index = vec![0usize; extents.len()];
-            let mut rest = c * chunk;
-            for (i, e) in extents.iter().enumerate().rev() {
-                index[i] = rest % e;
-                rest /= e;
-            }
-            for row in bytes.chunks_exact_mut(line) {
-                let base: usize = index.iter().zip(&steps).map(|(i, s)| i * s).sum();
-                let count = self.width.min(n - index[self.columns] * self.width);
-                if n_stride == 1 {
-                    row[..count * size].copy_from_slice(&source[base * size..(base + count) * size]);
-                } else {
-                    for (j, cell) in row[..count * size].chunks_exact_mut(size).enumerate() {
-                        let at = (base + j * n_stride) * size;
-                        cell.copy_from_slice(&source[at..at + size]);
-                    }
-                }
-                for (i, e) in extents.iter().enumerate().rev() {
-                    index[i] += 1;
-                    if index[i] < *e {
-                        break;
-                    }
-                    index[i] = 0;
-                }
-            }
-            if value.dtype() == DType::F32 {
-                flush(bytes);
-            }
-        });
-        if self.group.0 > 1 { self.side_by_side(&out, size) } else { Some(out) }
-    }
-
-    /// Panels `[…, steps, width]` with groups of steps side by side.
-    fn side_by_side(&self, panels: &Tensor, size: usize) -> Option<Tensor> {
-        let (side, whole) = self.group;
-        let mut shape = panels.shape().to_vec();
-        let steps = shape[shape.len() - 2];
-        let padded = steps.div_ceil(whole) * whole;
-        shape.truncate(shape.len() - 2);
-        shape.extend([padded / side, self.width, side]);
-        let mut out = Tensor::zeros(panels.dtype(), &shape).ok()?;
-        let (line, source) = (self.width * size, panels.bytes());
-        if steps == 0 || line == 0 {
-            return Some(out);
-        }
-        out.bytes_mut().par_chunks_mut(padded * line).zip(source.par_chunks(steps * line)).for_each(
-            |(to, from)| {
-                for (k, row) in from.chunks_exact(line).enumerate() {
-                    for (j, cell) in row.chunks_exact(size).enumerate() {
-                        let at = (k / side * self.width * side + j * side + k % side) * size;
-                        to[at..at + size].copy_from_slice(cell);
-                    }
-                }
-            },
-        );
-        Some(out)
+    /// The layout, for constants.
+    pub fn packing(&self) -> Packing {
+        Packing { perm: self.perm.clone(), columns: self.columns, width: self.width, group: self.group }
     }
 
     /// A kernel that packs an operand whose last dim is summed over: squares are transposed on the way.
@@ -247,6 +149,7 @@ impl Pack {
             machine: r.machine,
             name: &name,
             loc: r.loc,
+            in_place: false,
         };
         let temp = s.temps.len();
         s.temps.push((dtype, self.dims(&dims)));

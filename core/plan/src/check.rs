@@ -72,6 +72,12 @@ impl Check<'_> {
             let path = format!("{path}{i}");
             self.place = format!("step {path}");
             self.device(step.device)?;
+            for v in step.values() {
+                self.value(v)?;
+                if matches!(self.plan.values[self.plan.root(v).index()].storage, Storage::Packed { .. }) {
+                    return self.bad(format!("uses value {}, which is kept in packed form only", v.0));
+                }
+            }
             if step.wait.iter().any(|&w| w >= i) {
                 return self.bad("waits for a step that is not before it");
             }
@@ -169,6 +175,18 @@ impl Plan {
                         return c.bad(format!("its type is not that of constant {k}"));
                     }
                 }
+                Storage::Packed { constant, packing } => {
+                    let shape: Option<Vec<usize>> =
+                        dims.iter().map(|d| usize::try_from(d.as_const()?).ok()).collect();
+                    let dtype = v.ty.as_tensor().map(|(d, _)| d);
+                    let fits = self.constants.get(*constant).is_some_and(|t| {
+                        Some(t.dtype()) == dtype
+                            && shape.and_then(|s| packing.shape(&s)).is_some_and(|s| s == t.shape())
+                    });
+                    if !fits {
+                        return c.bad(format!("it is not what constant {constant} was packed from"));
+                    }
+                }
                 Storage::Alias(of) => {
                     c.value(*of)?;
                     let (mut at, mut left) = (*of, MAX_ALIASES);
@@ -207,8 +225,13 @@ impl Plan {
             }
         }
         c.place = "state".to_string();
-        if self.state.iter().any(|&(i, o)| i >= self.inputs.len() || o >= self.outputs.len()) {
-            return c.bad("names an input or output that is not there");
+        for s in &self.state {
+            let (Some(i), Some(o)) = (self.inputs.get(s.input), self.outputs.get(s.output)) else {
+                return c.bad("names an input or output that is not there");
+            };
+            if s.axis >= self.dims(i.value).len().min(self.dims(o.value).len()).max(1) {
+                return c.bad(format!("there is no dim {}", s.axis));
+            }
         }
         for (i, g) in self.groups.iter().enumerate() {
             c.place = format!("group {i} '{}'", g.name);

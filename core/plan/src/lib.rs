@@ -9,11 +9,13 @@
 pub mod backend;
 pub mod bundle;
 mod check;
+mod packing;
 pub mod plan;
 
 pub use backend::{
     Artifact, CompileError, Compiler, Device, DeviceError, Entry, Event, LaunchArg, Mem, Support,
 };
-pub use bundle::{Bundle, BundleError};
+pub use bundle::{Bundle, BundleError, FileIdentity};
 pub use check::PlanError;
-pub use plan::{Arg, Block, Group, Plan, PlanValue, Port, Step, StepKind, Storage, ValueRef};
+pub use packing::Packing;
+pub use plan::{Arg, Block, Group, Plan, PlanValue, Port, State, Step, StepKind, Storage, ValueRef};

@@ -10,6 +10,7 @@ use tongtu_tensor::{DType, Tensor};
 
 use crate::backend::Artifact;
 use crate::bundle::meta;
+use crate::packing::Packing;
 
 /// A value of a [`Plan`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -30,6 +31,14 @@ pub enum Storage {
     Input,
     /// A constant: an index into [`Plan::constants`].
     Constant(usize),
+    /// What a packed constant was made from. No step may use it: it is kept nowhere, and unpacked where verification asks (with
+    /// zeros where subnormal numbers were packed so).
+    Packed {
+        /// The packed form: an index into [`Plan::constants`].
+        constant: usize,
+        /// How it was laid out.
+        packing: Packing,
+    },
     /// A place in the device's arena, for the top-level steps `first..=last` (their positions). The offset is assigned when
     /// sizes are bound. Every size it depends on is bound by the inputs alone.
     Arena {
@@ -67,6 +76,18 @@ pub struct Port {
     pub name: String,
     /// The value.
     pub value: ValueRef,
+}
+
+/// An input and the output that is its new contents. Where the output's value is an alias of the input's it is updated in
+/// place, and may be larger: then the input's memory has room for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Position of the input.
+    pub input: usize,
+    /// Position of the output.
+    pub output: usize,
+    /// The dim along which the model appends: the plan keeps it first, so that what is appended comes last in memory.
+    pub axis: usize,
 }
 
 /// An argument of a launch.
@@ -182,6 +203,34 @@ pub struct Step {
     pub loc: Loc,
 }
 
+impl Step {
+    /// The values that the step itself reads or writes, not those of blocks inside it.
+    pub fn values(&self) -> Vec<ValueRef> {
+        match &self.kind {
+            StepKind::Launch { args, .. } => {
+                args.iter().filter_map(|a| if let Arg::Buffer(v) = a { Some(*v) } else { None }).collect()
+            }
+            StepKind::Copy { src, dst } | StepKind::Assign { src, dst } => vec![*src, *dst],
+            StepKind::WriteDim { dst, .. } => vec![*dst],
+            StepKind::Bind { src, .. } => vec![*src],
+            StepKind::BindDims { value, .. } => vec![*value],
+            StepKind::Guard { .. } => vec![],
+            StepKind::If { condition, .. } | StepKind::While { condition, .. } => vec![*condition],
+            StepKind::Host { inputs, outputs, .. } => inputs.iter().chain(outputs).copied().collect(),
+        }
+    }
+
+    /// The blocks inside it.
+    pub fn blocks(&self) -> impl Iterator<Item = &Block> {
+        let (a, b) = match &self.kind {
+            StepKind::If { then_block, else_block, .. } => (Some(then_block), Some(else_block)),
+            StepKind::While { body, .. } => (Some(body), None),
+            _ => (None, None),
+        };
+        a.into_iter().chain(b)
+    }
+}
+
 /// Steps run in order.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Block {
@@ -221,8 +270,8 @@ pub struct Plan {
     pub inputs: Vec<Port>,
     /// The model's outputs, in its order.
     pub outputs: Vec<Port>,
-    /// State: positions of an input and the output that is its new contents, updated in place.
-    pub state: Vec<(usize, usize)>,
+    /// State: inputs that outputs replace.
+    pub state: Vec<State>,
     /// Constants, as the kernels want them (packed weights among them).
     #[serde(skip)]
     pub constants: Vec<Tensor>,
@@ -235,9 +284,40 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The dim of an input that the plan keeps first (see [`State`]).
+    pub fn input_axis(&self, input: usize) -> usize {
+        self.state.iter().find(|s| s.input == input).map_or(0, |s| s.axis)
+    }
+    /// The dim of an output that the plan keeps first.
+    pub fn output_axis(&self, output: usize) -> usize {
+        self.state.iter().find(|s| s.output == output).map_or(0, |s| s.axis)
+    }
+    /// The type that the model gives an input.
+    pub fn input_type(&self, input: usize) -> Type {
+        self.model_type(self.inputs[input].value, self.input_axis(input))
+    }
+    /// The type that the model gives an output.
+    pub fn output_type(&self, output: usize) -> Type {
+        self.model_type(self.outputs[output].value, self.output_axis(output))
+    }
+    fn model_type(&self, v: ValueRef, axis: usize) -> Type {
+        let mut ty = self.values[v.index()].ty.clone();
+        if let Type::Tensor { dims, .. } = &mut ty {
+            dims.get_mut(..=axis).into_iter().for_each(|d| d.rotate_left(1));
+        }
+        ty
+    }
     /// The element type of a value that is a tensor of numbers.
     pub fn dtype(&self, v: ValueRef) -> Option<DType> {
         self.values[v.index()].ty.as_tensor().map(|(d, _)| d)
+    }
+    /// The value whose memory a value is: itself, or what it is an alias of.
+    pub fn root(&self, v: ValueRef) -> ValueRef {
+        let mut at = v;
+        while let Storage::Alias(of) = self.values[at.index()].storage {
+            at = of;
+        }
+        at
     }
     /// The dims of a value.
     pub fn dims(&self, v: ValueRef) -> &[Dim] {

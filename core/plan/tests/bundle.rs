@@ -81,7 +81,7 @@ fn sample() -> Plan {
         values,
         inputs: vec![port("x", 0)],
         outputs: vec![port("y", 1), port("s", 2)],
-        state: vec![(0, 0)],
+        state: vec![State { input: 0, output: 0, axis: 0 }],
         constants: vec![weights],
         artifacts: vec![Artifact {
             backend: "fake".into(),
@@ -102,7 +102,7 @@ fn sample() -> Plan {
 }
 
 fn info() -> Info {
-    Info { model: "m".into(), chip: "host".into(), producer: "test".into() }
+    Info { model: "m".into(), chip: "host".into(), producer: "test".into(), sources: Vec::new() }
 }
 
 fn bytes() -> Vec<u8> {

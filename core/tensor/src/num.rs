@@ -62,6 +62,9 @@ impl Overflow {
 }
 
 impl Rounding {
+    /// All of them.
+    pub const ALL: [Rounding; 4] =
+        [Rounding::NearestEven, Rounding::TowardZero, Rounding::Down, Rounding::Up];
     /// The name in text forms.
     pub fn name(self) -> &'static str {
         match self {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,6 +14,9 @@ use crate::TensorError;
 pub trait Storage: Send + Sync + fmt::Debug {
     /// All the bytes.
     fn bytes(&self) -> &[u8];
+
+    /// Lets go of memory that some of the bytes take and that can be had again: what is read next may take longer.
+    fn release(&self, _range: Range<usize>) {}
 }
 
 impl Storage for Vec<u8> {
@@ -103,5 +107,19 @@ impl MappedFile {
 impl Storage for MappedFile {
     fn bytes(&self) -> &[u8] {
         self.map.as_deref().unwrap_or(&[])
+    }
+
+    fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Some(map) = &self.map {
+            let end = range.end.min(map.len());
+            let len = end.saturating_sub(range.start);
+            // SAFETY: the mapping is of a file and read only, so its pages are read from the file again.
+            #[allow(unsafe_code)]
+            let _ =
+                unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, len) };
+        }
+        #[cfg(not(unix))]
+        let _ = range;
     }
 }

@@ -343,6 +343,19 @@ impl Tensor {
         }
     }
 
+    /// The address of the first element: what is read from the same address, by the same type, shape and strides, is the
+    /// same tensor.
+    pub fn address(&self) -> usize {
+        self.data.bytes().as_ptr().addr() + self.offset
+    }
+
+    /// Lets go of memory that mapped elements take; they are read from the file again when they are needed.
+    pub fn release(&self) {
+        if let Data::Shared(storage) = &self.data {
+            storage.release(self.offset..self.offset + self.nbytes());
+        }
+    }
+
     /// The elements in row-major order, without a copy.
     pub fn as_slice<T: Element>(&self) -> Result<&[T], TensorError> {
         self.check_type(T::DTYPE)?;

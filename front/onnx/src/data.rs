@@ -81,6 +81,12 @@ impl Source {
         };
         Ok(Source { bytes, folder: Some(folder), files: RefCell::default() })
     }
+    /// The external files that tensors were read from, in order.
+    pub fn external(&self) -> Vec<PathBuf> {
+        let mut files: Vec<PathBuf> = self.files.borrow().keys().cloned().collect();
+        files.sort();
+        files
+    }
     /// Takes bytes that are in memory; tensors in other files can't be read.
     pub fn memory(bytes: Vec<u8>) -> Source {
         Source { bytes: Arc::new(bytes), folder: None, files: RefCell::default() }

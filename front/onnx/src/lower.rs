@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -74,6 +74,8 @@ pub struct Loaded {
     pub ir_version: i64,
     /// Number of nodes of each operator in the model's graphs and functions, by name.
     pub operators: Vec<(String, usize)>,
+    /// The files it was read from: its own, then those of external data.
+    pub files: Vec<PathBuf>,
 }
 
 /// What all graphs of one model share.
@@ -97,7 +99,9 @@ pub(crate) struct Shared<'m> {
 /// A typed error with a code; everything unsupported in the model is listed at once.
 pub fn load(path: impl AsRef<Path>, options: &Options) -> Result<Loaded> {
     let source = Source::open(path.as_ref())?;
-    load_source(&source, options)
+    let mut loaded = load_source(&source, options)?;
+    loaded.files = std::iter::once(path.as_ref().to_path_buf()).chain(source.external()).collect();
+    Ok(loaded)
 }
 
 /// Loads a model from memory; external data can't be read.
@@ -252,6 +256,7 @@ fn load_assuming(
         producer: format!("{} {}", model.producer_name, model.producer_version).trim().to_string(),
         ir_version: model.ir_version,
         operators: count_operators(&model, graph),
+        files: Vec::new(),
         module,
     })
 }

@@ -23,6 +23,8 @@ use crate::verify::Verifier;
 #[derive(Clone, Debug)]
 pub(crate) struct Slot {
     pub(crate) mem: Mem,
+    /// Bytes that an alias may use, where they are more than `mem` has.
+    pub(crate) room: u64,
     pub(crate) count: u64,
     /// Dims where they are not those of the value's type: assigned values and results of host operations.
     pub(crate) dims: Vec<i64>,
@@ -73,6 +75,8 @@ pub struct MemoryReport {
     pub pool_high_water: u64,
     /// Bytes of pool memory held.
     pub pool_held: u64,
+    /// Bytes of state copied so far, because it was not updated in place or had no room to grow.
+    pub state_copied: u64,
     /// Sizes that were bound.
     pub bindings: usize,
 }
@@ -102,6 +106,8 @@ pub(crate) struct State {
     pub(crate) last: Vec<Event>,
     /// Events of the steps of the blocks being run.
     pub(crate) events: Vec<Event>,
+    /// Bytes of state copied.
+    pub(crate) state_copied: u64,
 }
 
 impl Drop for Context {
@@ -120,6 +126,7 @@ impl Context {
         let p = &inner.program;
         let empty = Slot {
             mem: Mem { address: 64, bytes: 0 },
+            room: 0,
             count: 0,
             dims: Vec::new(),
             block: BlockId::NONE,
@@ -127,7 +134,7 @@ impl Context {
         };
         let mut slots = vec![empty; p.values.len()];
         for (i, v) in p.values.iter().enumerate() {
-            if let (Kind::Constant(k), true) = (v.kind, v.root == i) {
+            if let (Kind::Constant(k), true) = (v.kind, v.root == i && v.used) {
                 let tensor = &p.plan.constants[k];
                 slots[i].mem = inner.constants.get(&(k, v.device)).copied().unwrap_or(slots[i].mem);
                 slots[i].count = tensor.len() as u64;
@@ -148,6 +155,7 @@ impl Context {
             slots_for: (usize::MAX, 0),
             last: vec![Event::DONE; inner.devices.len()],
             events: Vec::new(),
+            state_copied: 0,
         };
         Context { inner, state }
     }
@@ -200,6 +208,7 @@ impl Context {
             arena: self.state.arenas.iter().flatten().map(|m| m.bytes).sum(),
             pool_high_water,
             pool_held,
+            state_copied: self.state.state_copied,
             bindings: self.state.bindings.len(),
             ..self.inner.memory()
         }
@@ -230,8 +239,7 @@ pub(crate) fn bytes_of(dtype: DType, count: u64) -> Option<u64> {
 }
 
 impl<'a> Run<'a> {
-    pub(crate) fn device_error(&self, loc: &Loc) -> impl Fn(DeviceError) -> RuntimeError + use<> {
-        let loc = loc.clone();
+    pub(crate) fn device_error<'l>(&self, loc: &'l Loc) -> impl Fn(DeviceError) -> RuntimeError + use<'l> {
         move |error| RuntimeError::Device { loc: loc.clone(), error }
     }
 
@@ -300,6 +308,7 @@ impl<'a> Run<'a> {
     pub(crate) fn drop_value(&mut self, root: usize) {
         let slot = &mut self.s.slots[root];
         slot.ready = false;
+        slot.room = 0;
         slot.dims.clear();
         let block = std::mem::replace(&mut slot.block, BlockId::NONE);
         self.s.pool.release(block);
@@ -315,10 +324,10 @@ impl<'a> Run<'a> {
         self.s.syms.fill(None);
         for (port, value) in plan.inputs.iter().zip(inputs) {
             let v = &plan.values[port.value.index()];
-            let shape: Option<&[usize]> = match (&v.ty, value) {
-                (Type::Tensor { dtype, .. }, Value::Tensor(t)) if t.dtype() == *dtype => Some(t.shape()),
-                (Type::Tensor { dtype, .. }, Value::Device(t)) if t.dtype == *dtype => Some(&t.shape),
-                (Type::Strings { .. }, Value::Host(HostValue::Strings { shape, .. })) => Some(shape),
+            let rank = match (&v.ty, value) {
+                (Type::Tensor { dtype, .. }, Value::Tensor(t)) if t.dtype() == *dtype => Some(t.rank()),
+                (Type::Tensor { dtype, .. }, Value::Device(t)) if t.dtype == *dtype => Some(t.rank()),
+                (Type::Strings { .. }, Value::Host(HostValue::Strings { shape, .. })) => Some(shape.len()),
                 (Type::Sequence(_), Value::Host(HostValue::Sequence { .. })) => None,
                 (Type::Optional(_), Value::Host(_) | Value::Tensor(_)) => None,
                 (Type::Any, _) => None,
@@ -331,8 +340,8 @@ impl<'a> Run<'a> {
                 }
             };
             let dims = plan.dims(port.value);
-            if let Some(shape) = shape
-                && shape.len() != dims.len()
+            if let Some(rank) = rank
+                && rank != dims.len()
             {
                 let declared: Vec<String> =
                     dims.iter().map(|d| d.display(&plan.symbols).to_string()).collect();
@@ -340,14 +349,14 @@ impl<'a> Run<'a> {
                     input: port.name.clone(),
                     expected: dims.len(),
                     declared: format!("[{}]", declared.join(", ")),
-                    found: shape.len(),
+                    found: rank,
                 });
             }
         }
         let actual = |input: usize, axis: usize| -> i64 {
             let n = match &inputs[input] {
                 Value::Tensor(t) => t.shape()[axis],
-                Value::Device(t) => t.shape[axis],
+                Value::Device(t) => t.dim(axis),
                 Value::Host(HostValue::Strings { shape, .. }) => shape[axis],
                 Value::Host(_) => 0,
             };

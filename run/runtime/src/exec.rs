@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tongtu_graph::{Loc, Type};
-use tongtu_plan::{Event, LaunchArg, Mem};
-use tongtu_tensor::{DType, Tensor};
+use tongtu_plan::{Event, LaunchArg, Mem, Storage, ValueRef};
+use tongtu_tensor::{DType, Tensor, TensorError};
 
 use crate::context::{Mode, Result, Run, bytes_of};
 use crate::dims::DimId;
@@ -71,8 +71,9 @@ impl Run<'_> {
         }
         let count = self.count(v, loc)?;
         let bytes = self.bytes(v, count, loc)?;
-        if bytes > slot.mem.bytes {
-            let (name, have) = (self.name(v), slot.mem.bytes);
+        let have = slot.mem.bytes.max(slot.room);
+        if bytes > have {
+            let name = self.name(v);
             return self.defect(loc, format!("'{name}' needs {bytes} bytes of a value that has {have}"));
         }
         Ok((Mem { bytes, ..slot.mem }, count))
@@ -110,12 +111,18 @@ impl Run<'_> {
 
     /// Gives a root value memory of its own.
     fn give(&mut self, root: usize, count: u64, loc: &Loc) -> Result<Mem> {
+        self.give_room(root, count, 0, loc)
+    }
+
+    /// As [`Run::give`], of at least so many bytes.
+    fn give_room(&mut self, root: usize, count: u64, room: u64, loc: &Loc) -> Result<Mem> {
         let bytes = self.bytes(root, count, loc)?;
         // The old block goes first: it may be the one taken.
         self.drop_value(root);
-        let block = self.alloc(self.inner.program.values[root].device, bytes, loc)?;
+        let block = self.alloc(self.inner.program.values[root].device, bytes.max(room), loc)?;
         let slot = &mut self.s.slots[root];
         slot.block = block;
+        slot.room = room;
         slot.mem = Mem { bytes, ..self.s.pool.mem(block) };
         slot.count = count;
         slot.ready = true;
@@ -136,10 +143,30 @@ impl Run<'_> {
         let (Some(dtype), device) = (value.dtype, value.device) else {
             return self.defect(loc, format!("'{}' is not a tensor of numbers", self.name(v)));
         };
+        if let Some(constant) = self.constant(v) {
+            return constant.ok_or_else(|| self.size_error(v, loc))?.map_err(RuntimeError::from);
+        }
         let shape = self.usize_shape(v, loc)?;
         let mut tensor = Tensor::zeros(dtype, &shape)?;
         self.read_to(v, device, &mut tensor, loc)?;
         Ok(tensor)
+    }
+
+    /// The contents of a constant, which need not be on a device; `None` for other values.
+    fn constant(&self, v: usize) -> Option<Option<std::result::Result<Tensor, TensorError>>> {
+        let plan = &self.inner.program.plan;
+        let at = self.inner.program.values[v].root;
+        let shape = |v: usize| -> Option<Vec<usize>> {
+            plan.dims(ValueRef(v as u32)).iter().map(|d| usize::try_from(d.as_const()?).ok()).collect()
+        };
+        let whole = match &plan.values[at].storage {
+            Storage::Constant(k) => Some(plan.constants[*k].clone()),
+            Storage::Packed { constant, packing } => {
+                shape(at).and_then(|s| packing.unpack(&plan.constants[*constant], &s))
+            }
+            _ => return None,
+        };
+        Some(whole.zip(shape(v)).map(|(t, s)| t.reshape(&s)))
     }
 
     fn usize_shape(&self, v: usize, loc: &Loc) -> Result<Vec<usize>> {
@@ -174,6 +201,18 @@ impl Run<'_> {
         Ok(u64::from_le_bytes(buffer))
     }
 
+    /// Bytes that the new contents of a state input take where it is updated in place; 0 for other inputs.
+    fn room(&self, input: usize, loc: &Loc) -> Result<u64> {
+        let p = &self.inner.program;
+        let Some(o) = p.state[input] else { return Ok(0) };
+        let (from, to) = (p.plan.inputs[input].value.index(), p.plan.outputs[o].value.index());
+        if p.values[to].root != p.values[from].root {
+            return Ok(0);
+        }
+        let count = self.count(to, loc)?;
+        self.bytes(to, count, loc)
+    }
+
     /// Makes the inputs readable by their devices.
     pub(crate) fn place_inputs(&mut self, inputs: &[Value]) -> Result<()> {
         let inner = self.inner;
@@ -196,6 +235,7 @@ impl Run<'_> {
                 });
                 continue;
             }
+            let room = self.room(i, &loc)?;
             match value {
                 Value::Tensor(t) => {
                     let bytes = t.bytes();
@@ -210,7 +250,7 @@ impl Run<'_> {
                         let slot = &mut self.s.slots[v];
                         (slot.mem, slot.count, slot.ready) = (host_mem(&bytes), t.len() as u64, true);
                     } else {
-                        let mem = self.give(v, t.len() as u64, &loc)?;
+                        let mem = self.give_room(v, t.len() as u64, room, &loc)?;
                         copy_in(self.device(device), mem, &bytes).map_err(self.device_error(&loc))?;
                     }
                 }
@@ -225,9 +265,14 @@ impl Run<'_> {
                             ),
                         });
                     }
-                    let count = t.shape.iter().product::<usize>() as u64;
+                    if room > 0 {
+                        self.s.state_copied += t.reserve(room).map_err(self.device_error(&loc))?;
+                    }
+                    let (mem, count) = t.mem();
+                    let bytes = self.bytes(v, count, &loc)?;
                     let slot = &mut self.s.slots[v];
-                    (slot.mem, slot.count, slot.ready) = (t.mem, count, true);
+                    (slot.mem, slot.room, slot.count) = (Mem { bytes, ..mem }, mem.bytes, count);
+                    slot.ready = true;
                 }
                 Value::Host(_) => {}
             }
@@ -240,20 +285,20 @@ impl Run<'_> {
         let inner = self.inner;
         let (p, plan) = (&inner.program, &inner.program.plan);
         let loc = Loc::default();
-        for &(i, o) in &plan.state {
-            let (from, to) = (plan.outputs[o].value.index(), plan.inputs[i].value.index());
-            if !matches!(inputs[i], Value::Device(_)) || p.values[from].root == p.values[to].root {
-                continue;
+        for state in &plan.state {
+            let (from, to) =
+                (plan.outputs[state.output].value.index(), plan.inputs[state.input].value.index());
+            let Value::Device(tensor) = &inputs[state.input] else { continue };
+            let shape = self.usize_shape(from, &loc)?;
+            if p.values[from].root != p.values[to].root {
+                let (src, _) = self.mem(from, &loc)?;
+                self.s.state_copied += src.bytes;
+                self.s.state_copied += tensor.reserve(src.bytes).map_err(self.device_error(&loc))?;
+                let dst = Mem { bytes: src.bytes, ..tensor.mem().0 };
+                self.copy((from, src), (to, dst), &loc)?;
+                self.sync(p.values[to].device).map_err(self.device_error(&loc))?;
             }
-            let ((src, _), (dst, _)) = (self.mem(from, &loc)?, self.mem(to, &loc)?);
-            if src.bytes != dst.bytes {
-                return Err(RuntimeError::DeviceTensor {
-                    input: plan.inputs[i].name.clone(),
-                    detail: format!("its new contents have {} bytes, it has {}", src.bytes, dst.bytes),
-                });
-            }
-            self.copy((from, src), (to, dst), &loc)?;
-            self.sync(p.values[to].device).map_err(self.device_error(&loc))?;
+            tensor.set_shape(&shape);
         }
         Ok(())
     }
@@ -265,7 +310,7 @@ impl Run<'_> {
         outputs.truncate(plan.outputs.len());
         for (o, port) in plan.outputs.iter().enumerate() {
             let v = port.value.index();
-            let kept = plan.state.iter().find(|(_, out)| *out == o).map(|(i, _)| &inputs[*i]);
+            let kept = plan.state.iter().find(|s| s.output == o).map(|s| &inputs[s.input]);
             let result = if let Some(Value::Device(d)) = kept {
                 Value::Device(d.clone())
             } else if let Some(dtype) = p.values[v].dtype {

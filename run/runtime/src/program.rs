@@ -23,6 +23,8 @@ pub(crate) struct Value {
     pub(crate) dims: Vec<DimId>,
     /// Whether inputs' dims decide its dims and its address never changes within a binding.
     pub(crate) fixed: bool,
+    /// Whether a step uses it, or a result is it.
+    pub(crate) used: bool,
 }
 
 /// Where the memory of a root comes from.
@@ -30,6 +32,8 @@ pub(crate) struct Value {
 pub(crate) enum Kind {
     Input,
     Constant(usize),
+    /// A constant that is kept in packed form only.
+    Packed,
     Arena,
     Pool,
     Host,
@@ -182,36 +186,9 @@ impl Mentions {
     }
 }
 
-fn uses(step: &Step) -> Vec<ValueRef> {
-    match &step.kind {
-        StepKind::Launch { args, .. } => {
-            args.iter().filter_map(|a| if let Arg::Buffer(v) = a { Some(*v) } else { None }).collect()
-        }
-        StepKind::Copy { src, dst } | StepKind::Assign { src, dst } => vec![*src, *dst],
-        StepKind::WriteDim { dst, .. } => vec![*dst],
-        StepKind::Bind { src, .. } => vec![*src],
-        StepKind::BindDims { value, .. } => vec![*value],
-        StepKind::Guard { .. } => vec![],
-        StepKind::If { condition, .. } | StepKind::While { condition, .. } => vec![*condition],
-        StepKind::Host { inputs, outputs, .. } => inputs.iter().chain(outputs).copied().collect(),
-    }
-}
-
-fn inner(step: &Step) -> [Option<&Block>; 2] {
-    match &step.kind {
-        StepKind::If { then_block, else_block, .. } => [Some(then_block), Some(else_block)],
-        StepKind::While { body, .. } => [Some(body), None],
-        _ => [None, None],
-    }
-}
-
 impl<'a> Lower<'a> {
     fn root(&self, v: ValueRef) -> usize {
-        let mut at = v;
-        while let Storage::Alias(of) = self.plan.values[at.index()].storage {
-            at = of;
-        }
-        at.index()
+        self.plan.root(v).index()
     }
 
     fn intern(&mut self, dim: &Dim) -> DimId {
@@ -223,11 +200,11 @@ impl<'a> Lower<'a> {
         self.blocks += 1;
         for (i, step) in block.steps.iter().enumerate() {
             path.push((number, i));
-            for v in uses(step) {
+            for v in step.values() {
                 let root = self.root(v);
                 self.mentions[root].add(path);
             }
-            for inner in inner(step).into_iter().flatten() {
+            for inner in step.blocks() {
                 self.mention_all(inner, path);
             }
             path.pop();
@@ -265,7 +242,7 @@ impl<'a> Lower<'a> {
             };
             let kind = match &step.kind {
                 StepKind::Launch { artifact, entry, grid, args, group } => {
-                    for v in uses(step) {
+                    for v in step.values() {
                         writes(self, v, defined);
                     }
                     let grid = grid.each_ref().map(|d| self.intern(d));
@@ -393,7 +370,7 @@ fn bound_by_steps(block: &Block, out: &mut BTreeSet<Sym>) {
             StepKind::BindDims { fresh, .. } => out.extend(fresh),
             _ => {}
         }
-        for inner in inner(step).into_iter().flatten() {
+        for inner in step.blocks() {
             bound_by_steps(inner, out);
         }
     }
@@ -454,6 +431,7 @@ impl Program {
             let kind = match plan.values[root].storage {
                 Storage::Input => Kind::Input,
                 Storage::Constant(k) => Kind::Constant(k),
+                Storage::Packed { .. } => Kind::Packed,
                 Storage::Arena { .. } => Kind::Arena,
                 Storage::Host => Kind::Host,
                 Storage::Pool | Storage::Alias(_) => Kind::Pool,
@@ -462,7 +440,7 @@ impl Program {
             let dtype = if let Type::Tensor { dtype, .. } = &v.ty { Some(*dtype) } else { None };
             let fixed =
                 matches!(kind, Kind::Constant(_) | Kind::Arena) && dims.iter().all(|&d| l.dims.is_fixed(d));
-            l.values.push(Value { root, kind, device: v.device, dtype, dims, fixed });
+            l.values.push(Value { root, kind, device: v.device, dtype, dims, fixed, used: false });
         }
         l.mention_all(&plan.body, &mut Vec::new());
         // Outputs live past the end.
@@ -471,6 +449,7 @@ impl Program {
             l.mentions[root].add(&vec![(0, usize::MAX)]);
         }
         for (v, m) in l.mentions.iter().enumerate() {
+            l.values[v].used = m.path.is_some();
             if let (Kind::Pool | Kind::Host, Some(&end)) =
                 (l.values[v].kind, m.path.as_ref().and_then(|p| p.last()))
             {
@@ -519,8 +498,8 @@ impl Program {
             uses.push(DimUse::Check { input, axis, dim });
         }
         let mut state = vec![None; plan.inputs.len()];
-        for &(i, o) in &plan.state {
-            state[i] = Some(o);
+        for s in &plan.state {
+            state[s.input] = Some(s.output);
         }
         let mut loads = BTreeSet::new();
         collect_loads(&body, &l.launches, &mut loads);
@@ -544,7 +523,7 @@ impl Program {
 }
 
 fn max_device(block: &Block) -> Option<usize> {
-    let deeper = |s: &Step| inner(s).into_iter().flatten().filter_map(max_device).max();
+    let deeper = |s: &Step| s.blocks().filter_map(max_device).max();
     block.steps.iter().flat_map(|s| [Some(s.device), deeper(s)]).flatten().max()
 }
 

@@ -120,6 +120,7 @@ impl Session {
             sum.arena += m.arena;
             sum.pool_high_water += m.pool_high_water;
             sum.pool_held += m.pool_held;
+            sum.state_copied += m.state_copied;
             sum.bindings += m.bindings;
         }
         sum
@@ -127,12 +128,12 @@ impl Session {
 }
 
 impl Inner {
-    /// Host memory is used as it is where a device can; other constants are copied.
+    /// Host memory is used as it is where a device can; other constants are copied. Those that no step uses stay where they are.
     fn place_constants(&mut self) -> Result<(), RuntimeError> {
         let fail = |error| RuntimeError::Device { loc: Loc::default(), error };
         for v in &self.program.values {
             let Kind::Constant(k) = v.kind else { continue };
-            if self.constants.contains_key(&(k, v.device)) {
+            if !self.program.values[v.root].used || self.constants.contains_key(&(k, v.device)) {
                 continue;
             }
             let tensor = &self.program.plan.constants[k];
@@ -149,6 +150,7 @@ impl Inner {
                     Mem { bytes: bytes.len() as u64, ..device.alloc(bytes.len() as u64).map_err(fail)? };
                 self.copied.push((v.device, mem));
                 copy_in(&**device, mem, &bytes).map_err(fail)?;
+                tensor.release();
                 mem
             };
             self.constants.insert((k, v.device), mem);

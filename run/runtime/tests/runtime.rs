@@ -208,7 +208,7 @@ fn state_stays_on_its_device() {
     let steps = vec![p.launch("accumulate", &[state, x])];
     p.plan.body = block(steps);
     p.output("new_state", state);
-    p.plan.state = vec![(0, 0)];
+    p.plan.state = vec![State { input: 0, output: 0, axis: 0 }];
     let device = Fake::new("cpu");
     let s = session(p.plan, std::slice::from_ref(&device));
     let kept = DeviceTensor::new(device.clone(), &floats(&[1.0, 2.0])).unwrap();

@@ -81,6 +81,11 @@ impl Cache {
         &self.dir
     }
 
+    /// Bytes that it may take.
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+
     /// The file of an entry.
     pub fn path(&self, key: &str) -> PathBuf {
         let (folder, rest) = key.split_at(key.len().min(2));
@@ -120,11 +125,15 @@ impl Cache {
         });
     }
 
-    /// Stores an entry that a function writes.
-    pub(crate) fn put_with(&self, key: &str, write: impl FnOnce(&mut fs::File) -> std::io::Result<()>) {
+    /// Stores an entry that a function writes; tells whether it is there.
+    pub(crate) fn put_with(
+        &self,
+        key: &str,
+        write: impl FnOnce(&mut fs::File) -> std::io::Result<()>,
+    ) -> bool {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let path = self.path(key);
-        let Some(folder) = path.parent() else { return };
+        let Some(folder) = path.parent() else { return false };
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let part = self.dir.join(format!(".part-{}-{number}", std::process::id()));
         let store = || -> std::io::Result<()> {
@@ -134,13 +143,15 @@ impl Cache {
             drop(file);
             fs::rename(&part, &path)
         };
-        if store().is_err() {
+        let stored = store().is_ok();
+        if !stored {
             let _ = fs::remove_file(&part);
         }
         // Counting the folder is cheap beside compiling, but not for every entry.
         if number.is_multiple_of(64) {
             self.shrink();
         }
+        stored
     }
 
     /// Every file with its size and time of last use.

@@ -74,6 +74,16 @@ pub enum Error {
     /// An input given twice.
     #[error("[A004] input '{0}' is given twice")]
     DoubleInput(String),
+    /// An input and an output that cannot be tied as state.
+    #[error("[A010] input '{input}' cannot be state that output '{output}' replaces: {detail}")]
+    State {
+        /// The input.
+        input: String,
+        /// The output.
+        output: String,
+        /// Why.
+        detail: String,
+    },
     /// This build has no compiler for the chip.
     #[error("[A005] this build cannot compile for {0}")]
     NoCompiler(String),

@@ -43,6 +43,7 @@ mod model;
 mod options;
 pub mod pipeline;
 mod session;
+mod stored;
 
 pub use error::{Error, code_of};
 pub use model::{LoadOptions, Model};

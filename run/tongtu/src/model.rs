@@ -1,15 +1,14 @@
 //! Models before compilation.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tongtu_graph::Module;
 use tongtu_graph::eval::{self, HostValue};
-use tongtu_onnx::{Loaded, OnnxError};
+use tongtu_onnx::{Loaded, OnnxError, Port};
 use tongtu_plan::Plan;
 use tongtu_plan::bundle::{self, Info};
 use tongtu_tensor::Tensor;
 
-use crate::cache;
 use crate::error::Error;
 use crate::options::Options;
 use crate::pipeline;
@@ -21,20 +20,25 @@ pub use tongtu_onnx::Options as LoadOptions;
 #[derive(Clone, Debug)]
 pub struct Model {
     loaded: Loaded,
-    path: Option<PathBuf>,
     name: String,
-    /// Decides, with the chip and the compiler, what compiling gives.
-    key: Vec<u8>,
 }
 
-/// Sizes and contents given at load, in a form to hash.
-fn options_key(options: &LoadOptions) -> Vec<u8> {
-    let mut text = format!("{:?}", options.dims).into_bytes();
-    for (name, t) in &options.constants {
-        text.extend_from_slice(format!("{name}{}{:?}", t.dtype(), t.shape()).as_bytes());
-        text.extend_from_slice(&t.bytes());
+/// Pairs of names, with those that have a star written out for every input that they match.
+fn ties(given: &[(String, String)], inputs: &[Port]) -> Vec<(String, String)> {
+    let mut pairs = Vec::new();
+    for (input, output) in given {
+        let before = pairs.len();
+        if let Some((start, end)) = input.split_once('*') {
+            let middle = |p: &Port| Some(p.name.strip_prefix(start)?.strip_suffix(end)?.to_string());
+            let found =
+                inputs.iter().filter_map(|p| Some((p.name.clone(), output.replace('*', &middle(p)?))));
+            pairs.extend(found);
+        }
+        if pairs.len() == before {
+            pairs.push((input.clone(), output.clone()));
+        }
     }
-    text
+    pairs
 }
 
 impl Model {
@@ -51,7 +55,7 @@ impl Model {
         let path = path.as_ref();
         let loaded = tongtu_onnx::load(path, options)?;
         let name = path.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        Ok(Model { loaded, path: Some(path.to_path_buf()), name, key: options_key(options) })
+        Ok(Model { loaded, name })
     }
 
     /// Reads an ONNX file to be run on given inputs. Where it cannot be taken without knowing the contents of small integer
@@ -85,9 +89,8 @@ impl Model {
 
     /// Reads an ONNX model from memory; it cannot refer to other files.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Model, Error> {
-        let key = bytes.clone();
         let loaded = tongtu_onnx::load_bytes(bytes, &LoadOptions::default())?;
-        Ok(Model { loaded, path: None, name: "model".to_string(), key })
+        Ok(Model { loaded, name: "model".to_string() })
     }
 
     /// The graph it became.
@@ -127,17 +130,36 @@ impl Model {
 
     /// Compiles the model and loads it on the chip. Kernels compiled before come from the cache (see [`Options`]).
     pub fn compile(&self, options: &Options) -> Result<Session, Error> {
-        let plan = match self.cached_plan(options)? {
-            Some(plan) => plan,
-            None => self.plan(options)?,
-        };
-        Session::from_plan(plan, options)
+        Session::from_plan(self.plan(options)?, options)
+    }
+
+    /// As [`Model::compile`], for a model that is of no use afterwards: its weights need not be in memory twice.
+    pub fn into_session(self, options: &Options) -> Result<Session, Error> {
+        Session::from_plan(self.into_plan(options)?, options)
     }
 
     /// Compiles the model without loading it anywhere.
     pub fn plan(&self, options: &Options) -> Result<Plan, Error> {
-        let mut plan = pipeline::compile(self.module(), options)?;
-        pipeline::name_ports(&mut plan, &self.inputs(), &self.outputs());
+        self.clone().into_plan(options)
+    }
+
+    pub(crate) fn into_plan(self, options: &Options) -> Result<Plan, Error> {
+        let Loaded { mut module, inputs, outputs, .. } = self.loaded;
+        let mut axes = Vec::new();
+        for (input, output) in &ties(&options.state, &inputs) {
+            let fail = |detail: String| Error::State { input: input.clone(), output: output.clone(), detail };
+            let place = |ports: &[Port], what: &str, name: &String| {
+                let names = || ports.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ");
+                let found = ports.iter().position(|p| p.name == *name);
+                found.ok_or_else(|| fail(format!("there is no {what} '{name}'; there are {}", names())))
+            };
+            let (i, o) = (place(&inputs, "input", input)?, place(&outputs, "output", output)?);
+            axes.push(tongtu_compile::state::tie(&mut module, i, o).map_err(fail)?);
+        }
+        let mut plan = pipeline::compile(module, options)?;
+        plan.state.iter_mut().zip(axes).for_each(|(s, axis)| s.axis = axis);
+        let names = |ports: &'_ [Port]| ports.iter().map(|p| p.name.clone()).collect::<Vec<_>>();
+        pipeline::name_ports(&mut plan, &names(&inputs), &names(&outputs));
         Ok(plan)
     }
 
@@ -147,45 +169,13 @@ impl Model {
         Ok(())
     }
 
-    fn info(&self, options: &Options) -> Result<Info, Error> {
+    pub(crate) fn info(&self, options: &Options) -> Result<Info, Error> {
         Ok(Info {
             model: self.name.clone(),
             chip: options.chip()?.name,
             producer: format!("tongtu {}", env!("CARGO_PKG_VERSION")),
+            sources: Vec::new(),
         })
-    }
-
-    /// The plan from the cache of whole models, put there first if it is not; `None` where that cache is off.
-    fn cached_plan(&self, options: &Options) -> Result<Option<Plan>, Error> {
-        let (Some(cache), Some(path)) = (options.model_cache(), &self.path) else { return Ok(None) };
-        // The graph and the small data by contents; large external files by name, size and time of change.
-        let file = std::fs::read(path).map_err(Error::io(path))?;
-        let mut near = String::new();
-        if let Some(folder) = path.parent() {
-            let mut entries: Vec<_> = std::fs::read_dir(folder).into_iter().flatten().flatten().collect();
-            entries.sort_by_key(|e| e.file_name());
-            for e in entries {
-                if let Ok(m) = e.metadata() {
-                    near += &format!("{:?} {} {:?}\n", e.file_name(), m.len(), m.modified().ok());
-                }
-            }
-        }
-        let chip = serde_json::to_vec(&options.chip()?).unwrap_or_default();
-        let key =
-            cache::key(&[pipeline::MODELS_VERSION.as_bytes(), &self.key, &file, near.as_bytes(), &chip]);
-        let entry = cache.path(&key);
-        if let Ok(b) = bundle::open(&entry) {
-            cache.touch(&entry);
-            return Ok(Some(b.plan));
-        }
-        let plan = self.plan(options)?;
-        let info = self.info(options)?;
-        cache.put_with(&key, |file| {
-            let mut out = std::io::BufWriter::with_capacity(1 << 20, file);
-            bundle::write(&plan, &info, &mut out)?;
-            std::io::Write::flush(&mut out)
-        });
-        Ok(Some(plan))
     }
 
     /// Runs the model in the reference interpreter: slow, and by definition right.

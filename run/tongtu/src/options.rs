@@ -18,6 +18,7 @@ pub struct Options {
     pub(crate) threads: usize,
     kernels: Option<Cache>,
     models: Option<Cache>,
+    pub(crate) state: Vec<(String, String)>,
 }
 
 impl Default for Options {
@@ -27,9 +28,15 @@ impl Default for Options {
 }
 
 impl Options {
-    /// For this machine, with all its threads, keeping compiled kernels in the user's cache.
+    /// For this machine, with all its threads, keeping compiled kernels and models in the user's cache.
     pub fn host() -> Options {
-        Options { chip: None, threads: 0, kernels: Cache::kernels(), models: None }
+        Options {
+            chip: None,
+            threads: 0,
+            kernels: Cache::kernels(),
+            models: Cache::models(),
+            state: Vec::new(),
+        }
     }
 
     /// For another chip.
@@ -43,15 +50,30 @@ impl Options {
         self
     }
 
+    /// Ties an input to the output that is its new contents, such as a decoder's past keys to its present ones. Given as a
+    /// [`DeviceTensor`](crate::DeviceTensor) it is updated in place (see [`Session::state`](crate::Session::state)). A star in
+    /// both names stands for whatever the inputs have there: `past.*` and `present.*`.
+    pub fn state(mut self, input: impl Into<String>, output: impl Into<String>) -> Options {
+        self.state.push((input.into(), output.into()));
+        self
+    }
+
     /// Keeps compiled kernels in the given cache.
     pub fn kernel_cache(mut self, cache: Cache) -> Options {
         self.kernels = Some(cache);
         self
     }
 
-    /// Keeps whole compiled models, with their weights, in the given cache: the next start maps them.
-    pub fn with_model_cache(mut self, cache: Cache) -> Options {
+    /// Keeps whole compiled models, with their weights, in the given cache: the next [`Session::load`](crate::Session::load)
+    /// maps them.
+    pub fn keep_models(mut self, cache: Cache) -> Options {
         self.models = Some(cache);
+        self
+    }
+
+    /// Keeps no whole models, only kernels.
+    pub fn without_model_cache(mut self) -> Options {
+        self.models = None;
         self
     }
 

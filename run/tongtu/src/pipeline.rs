@@ -14,13 +14,13 @@ pub const KERNELS_VERSION: &str = env!("TONGTU_KERNELS");
 pub const MODELS_VERSION: &str = env!("TONGTU_MODELS");
 
 /// Gives the plan's inputs and outputs the names of the model's, which values deep inside it may not have kept.
-pub(crate) fn name_ports(plan: &mut Plan, inputs: &[&str], outputs: &[&str]) {
+pub(crate) fn name_ports(plan: &mut Plan, inputs: &[String], outputs: &[String]) {
     let ports = plan.inputs.iter_mut().zip(inputs).chain(plan.outputs.iter_mut().zip(outputs));
-    ports.for_each(|(port, name)| port.name = name.to_string());
+    ports.for_each(|(port, name)| port.name = name.clone());
 }
 
 /// Compiles a module for the options' chip.
-pub fn compile(module: &Module, options: &Options) -> Result<Plan, Error> {
+pub fn compile(module: Module, options: &Options) -> Result<Plan, Error> {
     let chip = options.chip()?;
     match chip.kind {
         #[cfg(any(feature = "llvm", feature = "llvm-static"))]
@@ -30,9 +30,9 @@ pub fn compile(module: &Module, options: &Options) -> Result<Plan, Error> {
             let plan = match options.kernels() {
                 Some(cache) => {
                     let cached = crate::cache::Cached::new(compiler, cache.clone(), KERNELS_VERSION);
-                    tongtu_compile::compile(module.clone(), &cached, &chip, &settings)
+                    tongtu_compile::compile(module, &cached, &chip, &settings)
                 }
-                None => tongtu_compile::compile(module.clone(), &compiler, &chip, &settings),
+                None => tongtu_compile::compile(module, &compiler, &chip, &settings),
             };
             Ok(plan?)
         }

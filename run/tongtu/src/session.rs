@@ -7,19 +7,21 @@ use tongtu_cpu::CpuDevice;
 use tongtu_graph::Module;
 use tongtu_plan::bundle::{self, Info};
 use tongtu_plan::{Device, Plan};
-use tongtu_runtime::{Context, MemoryReport, Profile, Value, VerifyOptions, VerifyReport};
+use tongtu_runtime::{Context, DeviceTensor, MemoryReport, Profile, Value, VerifyOptions, VerifyReport};
 use tongtu_tensor::Tensor;
 
 use crate::error::Error;
 use crate::inspect::type_text;
+use crate::model::LoadOptions;
 use crate::options::Options;
 use crate::pipeline;
+use crate::stored;
 
 /// A compiled model on its device. It may be used from several threads at a time.
 pub struct Session {
     session: tongtu_runtime::Session,
     device: Arc<dyn Device>,
-    options: Options,
+    options: Box<Options>,
     info: Option<Info>,
     /// Input types for errors.
     types: Vec<String>,
@@ -29,6 +31,22 @@ pub struct Session {
 #[derive(Clone, Debug)]
 pub struct Outputs {
     values: Vec<(String, Value)>,
+    /// For each the dim of the model's value that comes first in a device tensor.
+    axes: Vec<usize>,
+}
+
+/// The order of dims in which one of them comes first.
+fn moved(rank: usize, first: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..rank).collect();
+    order[..=first].rotate_right(1);
+    order
+}
+
+/// A tensor whose first dim goes back to its place in the model's value.
+fn restored(t: &Tensor, axis: usize) -> Result<Tensor, Error> {
+    let mut order: Vec<usize> = (0..t.rank()).collect();
+    order.get_mut(..=axis).into_iter().for_each(|o| o.rotate_left(1));
+    Ok(t.permute(&order)?.to_contiguous()?)
 }
 
 /// Puts named values in the order of the inputs.
@@ -63,29 +81,91 @@ impl Session {
         Ok(session)
     }
 
+    /// Loads a model file, compiled: from the cache of whole models (see [`Options`]) where the file, and those with its weights,
+    /// are the ones that were compiled; else compiles it and puts it there. The weights are then mapped, not read.
+    pub fn load(path: impl AsRef<Path>, options: &Options) -> Result<Session, Error> {
+        Session::load_with(path, &LoadOptions::default(), options)
+    }
+
+    /// As [`Session::load`], with sizes for symbolic dims, or contents for inputs, fixed.
+    pub fn load_with(
+        path: impl AsRef<Path>,
+        load: &LoadOptions,
+        options: &Options,
+    ) -> Result<Session, Error> {
+        let path = path.as_ref();
+        match stored::open(path, load, options) {
+            Some(bundle) => {
+                let mut session = Session::from_plan(bundle.plan, options)?;
+                session.info = Some(bundle.info);
+                Ok(session)
+            }
+            None => stored::make(path, load, options),
+        }
+    }
+
     /// Loads a plan on the chip of the options.
     pub fn from_plan(plan: Plan, options: &Options) -> Result<Session, Error> {
         let device: Arc<dyn Device> = Arc::new(CpuDevice::new(options.threads)?);
-        let types =
-            plan.inputs.iter().map(|p| type_text(&plan.values[p.value.index()].ty, &plan.symbols)).collect();
+        let types = (0..plan.inputs.len()).map(|i| type_text(&plan.input_type(i), &plan.symbols)).collect();
         let session = tongtu_runtime::Session::new(plan, vec![device.clone()])?;
-        Ok(Session { session, device, options: options.clone(), info: None, types })
+        Ok(Session { session, device, options: Box::new(options.clone()), info: None, types })
     }
 
     /// Runs the model on named inputs, in any order.
     pub fn run<V: Clone + Into<Value>>(&self, inputs: &[(&str, V)]) -> Result<Outputs, Error> {
         let values = self.ordered(inputs)?;
-        Ok(self.outputs(self.session.run(&values)?))
+        self.outputs(self.session.run(&values)?)
     }
 
-    /// Named inputs in the model's order.
+    /// Named inputs in the model's order, ready for a [`Context`].
     pub fn ordered<V: Clone + Into<Value>>(&self, inputs: &[(&str, V)]) -> Result<Vec<Value>, Error> {
-        by_name(&self.inputs(), &self.types, inputs)
+        let mut values = by_name(&self.inputs(), &self.types, inputs)?;
+        for s in self.plan().state.iter().filter(|s| s.axis > 0) {
+            if let Value::Tensor(t) = &mut values[s.input]
+                && s.axis < t.rank()
+            {
+                *t = t.permute(&moved(t.rank(), s.axis))?.to_contiguous()?;
+            }
+        }
+        Ok(values)
     }
 
-    fn outputs(&self, values: Vec<Value>) -> Outputs {
-        let names = self.session.plan().outputs.iter().map(|p| p.name.clone());
-        Outputs::new(names.zip(values).collect())
+    /// Memory on the device for an input that is tied to an output ([`Options::state`]), filled with a tensor. Given to each run, it
+    /// is updated in place. State that grows is moved when it has no room left; `room` is the size up to which it is not,
+    /// along the dim that grows.
+    pub fn state(&self, input: &str, tensor: &Tensor, room: usize) -> Result<Value, Error> {
+        let unknown = || Error::UnknownInput { name: input.to_string(), inputs: self.inputs().join(", ") };
+        let i = self.inputs().iter().position(|n| *n == input).ok_or_else(unknown)?;
+        let axis = self.plan().input_axis(i);
+        let mut t = tensor.clone();
+        if axis > 0 && axis < t.rank() {
+            t = t.permute(&moved(t.rank(), axis))?.to_contiguous()?;
+        }
+        let grown: usize = match self
+            .plan()
+            .dims(self.plan().inputs[i].value)
+            .iter()
+            .position(|d| d.as_const() != Some(1))
+        {
+            Some(d) => {
+                t.shape().iter().enumerate().map(|(k, &n)| if k == d { n.max(room) } else { n }).product()
+            }
+            None => t.len(),
+        };
+        Ok(Value::Device(DeviceTensor::with_room(self.device.clone(), &t, grown)?))
+    }
+
+    fn outputs(&self, mut values: Vec<Value>) -> Result<Outputs, Error> {
+        let plan = self.session.plan();
+        for s in plan.state.iter().filter(|s| s.axis > 0) {
+            if let Value::Tensor(t) = &mut values[s.output] {
+                *t = restored(t, s.axis)?;
+            }
+        }
+        let axes = (0..values.len()).map(|o| plan.output_axis(o)).collect();
+        let names = plan.outputs.iter().map(|p| p.name.clone());
+        Ok(Outputs { values: names.zip(values).collect(), axes })
     }
 
     /// Runs the model and compares every kernel with the subgraph it implements, by the reference interpreter.
@@ -96,10 +176,9 @@ impl Session {
     ) -> Result<(Outputs, VerifyReport), Error> {
         let values = self.ordered(inputs)?;
         let recompile = |m: &Module| {
-            let mut plan = pipeline::compile(m, &self.options).map_err(|e| e.to_string())?;
+            let mut plan = pipeline::compile(m.clone(), &self.options).map_err(|e| e.to_string())?;
             let names: Vec<String> =
                 (0..plan.inputs.len().max(plan.outputs.len())).map(|i| i.to_string()).collect();
-            let names: Vec<&str> = names.iter().map(String::as_str).collect();
             pipeline::name_ports(&mut plan, &names, &names);
             Ok(plan)
         };
@@ -108,14 +187,14 @@ impl Session {
             options.recompile = Some(&recompile);
         }
         let (outputs, report) = self.session.verify(&values, &options)?;
-        Ok((self.outputs(outputs), report))
+        Ok((self.outputs(outputs)?, report))
     }
 
     /// Runs the model and measures each kernel.
     pub fn profile<V: Clone + Into<Value>>(&self, inputs: &[(&str, V)]) -> Result<(Outputs, Profile), Error> {
         let values = self.ordered(inputs)?;
         let (outputs, profile) = self.session.profile(&values)?;
-        Ok((self.outputs(outputs), profile))
+        Ok((self.outputs(outputs)?, profile))
     }
 
     /// A context of its own for one thread, which runs without locks; inputs and outputs in the model's order.
@@ -161,7 +240,8 @@ impl Session {
 
 impl Outputs {
     pub(crate) fn new(values: Vec<(String, Value)>) -> Outputs {
-        Outputs { values }
+        let axes = vec![0; values.len()];
+        Outputs { values, axes }
     }
 
     /// The output of a name.
@@ -169,13 +249,19 @@ impl Outputs {
         self.values.iter().find(|(n, _)| n == name).map(|(_, v)| v)
     }
 
-    /// The output of a name, as a tensor.
+    /// The output of a name, as a tensor with the dims of the model.
     pub fn tensor(&self, name: &str) -> Result<Tensor, Error> {
-        let value = self.get(name).ok_or_else(|| Error::UnknownOutput {
+        let unknown = || Error::UnknownOutput {
             name: name.to_string(),
             outputs: self.values.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>().join(", "),
-        })?;
-        value.tensor()?.ok_or_else(|| Error::NotATensor(name.to_string()))
+        };
+        let at = self.values.iter().position(|(n, _)| n == name).ok_or_else(unknown)?;
+        let value = &self.values[at].1;
+        let tensor = value.tensor()?.ok_or_else(|| Error::NotATensor(name.to_string()))?;
+        match (value, self.axes[at]) {
+            (Value::Device(_), axis) if axis > 0 => restored(&tensor, axis),
+            _ => Ok(tensor),
+        }
     }
 
     /// Every output in order.

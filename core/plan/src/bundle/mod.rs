@@ -12,7 +12,7 @@
 //! 128  metadata (JSON), code, constants; each section and each constant on a multiple of 64
 //! ```
 //!
-//! The metadata holds the SHA-256 of the code and of the constants. Reading checks the first (code runs) and leaves the
+//! The metadata holds the SHA-256 of the code and, but in caches, of the constants. Reading checks the first (code runs) and leaves the
 //! second to [`Bundle::check_constants`], so that weights are not read before they are used. A damaged file
 //! is an error, never a panic, and nothing is allocated by a length that the file does not itself contain.
 //! Kernels are machine code: like any program, a bundle should come from somebody you trust.
@@ -33,7 +33,7 @@ use crate::plan::{Block, Plan, StepKind};
 use meta::{MetaAttrs, MetaGraph};
 
 /// The format version that this crate writes; it reads this one.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 const MAGIC: &[u8; 8] = b"TONGTU\r\n";
 const HEADER: usize = 128;
@@ -91,6 +91,53 @@ pub struct Info {
     pub chip: String,
     /// The compiler and its version.
     pub producer: String,
+    /// The files that it was made from, where the bundle is good only as long as they are the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<FileIdentity>,
+}
+
+/// What tells a file from what it was before a change, without reading it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileIdentity {
+    /// Its path, links resolved.
+    pub path: PathBuf,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// When its contents changed last, in nanoseconds since 1970.
+    pub modified: i128,
+    /// When the system last changed anything about it, likewise; programs cannot set this. 0 where systems do not tell.
+    pub changed: i128,
+    /// Its number in the file system; 0 where there is none.
+    pub inode: u64,
+}
+
+impl FileIdentity {
+    /// The identity of a file now.
+    pub fn of(path: impl AsRef<Path>) -> io::Result<FileIdentity> {
+        let path = path.as_ref().canonicalize()?;
+        let m = path.metadata()?;
+        let since = |t: std::time::SystemTime| match t.duration_since(std::time::UNIX_EPOCH) {
+            Ok(d) => d.as_nanos() as i128,
+            Err(e) => -(e.duration().as_nanos() as i128),
+        };
+        #[cfg(unix)]
+        let (changed, inode) = {
+            use std::os::unix::fs::MetadataExt;
+            (i128::from(m.ctime()) * 1_000_000_000 + i128::from(m.ctime_nsec()), m.ino())
+        };
+        #[cfg(not(unix))]
+        let (changed, inode) = (0, 0);
+        Ok(FileIdentity { bytes: m.len(), modified: since(m.modified()?), changed, inode, path })
+    }
+
+    /// Whether the file was last changed so long before `now` that a later change must show: clocks of file systems stand
+    /// still for some milliseconds, or for two seconds where they count whole seconds.
+    pub fn is_settled(&self, now: std::time::SystemTime) -> bool {
+        let now = now.duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i128);
+        let last = self.modified.max(self.changed);
+        let tick = if last % 1_000_000_000 == 0 { 2_500_000_000 } else { 50_000_000 };
+        now - last > tick
+    }
 }
 
 /// A bundle in memory; its constants are views of the file's map.
@@ -102,7 +149,7 @@ pub struct Bundle {
     pub info: Info,
     storage: Arc<dyn Storage>,
     constants: (usize, usize),
-    constants_sum: String,
+    constants_sum: Option<String>,
 }
 
 /// Where a tensor's bytes lie in the constants.
@@ -128,7 +175,8 @@ struct Metadata {
     /// Offset and length of each artifact in the code.
     code: Vec<(usize, usize)>,
     code_sha256: String,
-    constants_sha256: String,
+    /// None where the bundle is good only as long as its sources are, which are checked instead.
+    constants_sha256: Option<String>,
 }
 
 fn align(n: usize) -> usize {
@@ -202,12 +250,15 @@ pub fn write(plan: &Plan, info: &Info, out: &mut impl Write) -> io::Result<()> {
         code.extend_from_slice(&artifact.bytes);
     }
     let mut size = 0;
+    let checked = info.sources.is_empty();
     let mut sum = Sha256::new();
     let mut tensors = Vec::new();
     for t in &table.tensors {
         let start = align(size);
-        sum.update(&[0; 64][..start - size]);
-        sum.update(t.bytes());
+        if checked {
+            sum.update(&[0; 64][..start - size]);
+            sum.update(t.bytes());
+        }
         tensors.push(MetaTensor { dtype: t.dtype(), shape: t.shape().to_vec(), offset: start });
         size = start + t.nbytes();
     }
@@ -220,7 +271,7 @@ pub fn write(plan: &Plan, info: &Info, out: &mut impl Write) -> io::Result<()> {
         host,
         code: code_parts,
         code_sha256: hex(Sha256::digest(&code)),
-        constants_sha256: hex(sum.finalize()),
+        constants_sha256: checked.then(|| hex(sum.finalize())),
     };
     let metadata = serde_json::to_vec(&metadata).map_err(io::Error::other)?;
 
@@ -365,10 +416,10 @@ pub fn read(storage: Arc<dyn Storage>) -> Result<Bundle, BundleError> {
 }
 
 impl Bundle {
-    /// Reads all constants and compares them with their checksum.
+    /// Reads all constants and compares them with their checksum. A bundle with [sources](Info::sources) has none.
     pub fn check_constants(&self) -> Result<(), BundleError> {
         let bytes = &self.storage.bytes()[self.constants.0..][..self.constants.1];
-        if hex(Sha256::digest(bytes)) == self.constants_sum {
+        if self.constants_sum.as_ref().is_none_or(|sum| hex(Sha256::digest(bytes)) == *sum) {
             Ok(())
         } else {
             Err(BundleError::Checksum { section: "constants" })
