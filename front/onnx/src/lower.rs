@@ -14,7 +14,7 @@ use crate::ctx::{CallAttrs, Ctx, NodeCtx, Opsets};
 use crate::data::{self, Source};
 use crate::error::{Issue, OnnxError, Result};
 use crate::fold;
-use crate::ops::Registry;
+use crate::ops::{Registry, strings};
 use crate::proto::{
     AttributeProto, DimProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetId,
     SparseTensorProto, TypeProto, ValueInfo,
@@ -42,7 +42,7 @@ const MAX_GRAPHS: usize = 24;
 pub struct Options {
     /// Sizes for dims of the inputs, by their names in the model or, for unnamed ones, `INPUT_dimN`.
     pub dims: Vec<(String, i64)>,
-    /// Contents for inputs, by name: such an input becomes a constant.
+    /// Contents for inputs, by name: such an input becomes a constant. One for which the file has a default takes these instead.
     pub constants: Vec<(String, Tensor)>,
 }
 
@@ -199,10 +199,11 @@ fn load_assuming(
     let mut dims = InputDims::new(options);
     let mut inputs = Vec::new();
     for i in &graph.input {
-        if cx.scope.contains_key(&i.name) {
+        let given = options.constants.iter().find(|(n, _)| *n == i.name);
+        if given.is_none() && cx.scope.contains_key(&i.name) {
             continue;
         }
-        if let Some((_, t)) = options.constants.iter().find(|(n, _)| *n == i.name) {
+        if let Some((_, t)) = given {
             let ty = i.ty.as_deref().and_then(|t| t.tensor.as_deref());
             let rank = ty.and_then(|t| t.shape.as_ref()).map(|s| s.dim.len());
             if ty.is_none_or(|ty| data::dtype(ty.elem_type) != Some(t.dtype()))
@@ -655,6 +656,7 @@ impl<'c, 'm> Ctx<'c, 'm> {
             let lowered = match self.shared.function(node) {
                 Some(f) => self.call(f, &n),
                 None => match self.shared.registry.find(domain, &node.op_type, opset) {
+                    Some(lower) if domain.is_empty() && strings::moves(&n) => strings::moved(self, &n, lower),
                     Some(lower) => fold::node(self, &n, lower),
                     None => Err(n.unsupported("this operator is not supported")),
                 },

@@ -9,8 +9,8 @@ use crate::ctx::{Ctx, NodeCtx};
 use crate::error::Result;
 use crate::ops::attention::{combine_masks, join_heads, rotary_rows, split_heads, usual_scale};
 use crate::ops::calc::Calc;
-use crate::ops::nn::{accumulator, add_bias, conv_spec, less_zero, mat_mul_values, pool_spec};
-use crate::ops::quant::{round_to, scale_of};
+use crate::ops::nn::{accumulator, add_bias, conv_spec, less_zero, mat_mul_values, pool_spec, rms_norm};
+use crate::ops::quant::{dequantize, quantize, round_to, scale_of};
 use crate::ops::{Entry, op, op_in};
 use crate::val::Val;
 
@@ -464,16 +464,6 @@ fn skip_rms_norm<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> 
     Ok(vec![cx.out(y), cx.out(x), cx.out(x), cx.out(x)])
 }
 
-fn rms_norm<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
-    if n.wants(1) {
-        return Err(n.unsupported("the deviation as a result"));
-    }
-    let (x, scale) = (cx.tensor(n, 0)?, cx.tensor(n, 1)?);
-    let axis = n.axis(n.int("axis", -1)?, cx.b.rank(x))?;
-    let y = cx.b.rms_norm(x, Some(scale), axis, n.float("epsilon", 1e-5)?)?;
-    cx.one(y)
-}
-
 fn embed_layer_norm<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
     let (ids, words, places) = (cx.tensor(n, 0)?, cx.tensor(n, 2)?, cx.tensor(n, 3)?);
     let dims = cx.b.dims(ids);
@@ -707,29 +697,6 @@ fn dynamic_mat_mul<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>
     let sb = scale_of(cx, n, 2, rank, rank.saturating_sub(1))?;
     let bias = cx.opt(n, 4)?;
     let y = to_float(cx, y, scale, sb, bias)?;
-    cx.one(y)
-}
-
-/// The granularity of the older forms: a scalar, or a vector along `axis`.
-fn granularity(n: &NodeCtx<'_>) -> Result<Granularity> {
-    match n.dims(1)? {
-        [] => Ok(Granularity::Tensor),
-        [one] if one.as_const() == Some(1) => Ok(Granularity::Tensor),
-        _ => Ok(Granularity::Axis(n.axis(n.int("axis", 1)?, n.rank(0)?)?)),
-    }
-}
-
-fn quantize<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
-    let (x, s, z) = (cx.tensor(n, 0)?, cx.tensor(n, 1)?, cx.opt(n, 2)?);
-    let to = z.map_or(DType::U8, |z| cx.b.dtype(z));
-    let y = cx.b.quantize(x, s, z, to, granularity(n)?, true)?;
-    cx.one(y)
-}
-
-fn dequantize<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
-    let (x, s, z) = (cx.tensor(n, 0)?, cx.tensor(n, 1)?, cx.opt(n, 2)?);
-    let to = cx.b.dtype(s);
-    let y = cx.b.dequantize(x, s, z, to, granularity(n)?)?;
     cx.one(y)
 }
 

@@ -116,9 +116,6 @@ fn exact(a: &Dim, b: &Dim) -> Dim {
 
 fn reshape<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
     let keep_zero = n.flag("allowzero", false)?;
-    if matches!(n.opt(0), Some(Val::Strings(_))) {
-        return Err(n.unsupported("strings"));
-    }
     let have = n.dims(0)?.to_vec();
     let wanted = match (n.opset < 5, n.opt(1)) {
         (_, Some(Val::Tensor(t))) => t.contents(),
