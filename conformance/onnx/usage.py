@@ -22,7 +22,7 @@ from onnx.reference import ReferenceEvaluator
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "scripts"))
 import onnxdata
 
-VERSION = 1
+VERSION = 2
 """Raised when the tests change; part of the stamp."""
 
 
@@ -453,6 +453,15 @@ def versions(c):
     c.add("pool_ceil_dilated", "g (float[N, 2, H] x) => (float[N, 2, A] y) {"
           " y = MaxPool<kernel_shape = [3], strides = [2], dilations = [2], ceil_mode = 1, pads = [1, 2]>(x) }",
           *({"x": normal(s, 1, 2, s)} for s in (4, 5, 6, 7, 8)))
+    deep = "MaxPool<kernel_shape = [2], strides = [2], ceil_mode = 1, pads = [1, 1]>"
+    steps = " ".join(f"x{i + 1} = {deep}(x{i})" for i in range(24))
+    c.add("pool_ceil_deep", f"g (float[N, 1, H] x0) => (float[N, 1, A] x24, float[N, B] y) {{ {steps}"
+          " y = Flatten(x20) }", *({"x0": normal(s, 1, 1, s)} for s in (5, 300)))
+    same = 'AveragePool<kernel_shape = [3], strides = [2], auto_pad = "SAME_UPPER">'
+    steps = " ".join(f"x{i + 1} = {same}(x{i})" for i in range(10))
+    c.add("pool_same_deep", f"g (float[N, 1, H] x0) => (float[N, 1, A] x10, float[N, 1, B] y) {{ {steps}"
+          " z = Conv<pads = [1, 1]>(x3, w) y = Add(z, x3) }", *({"x0": normal(s, 1, 1, s)} for s in (9, 3000)),
+          weights={"w": normal(1, 1, 1, 3)})
     c.add("transposed_conv_output_shape", "g (float[1, 2, 5, 5] x) => (float[1, 3, 10, 11] y) {"
           " y = ConvTranspose<strides = [2, 2], output_shape = [10, 11]>(x, w) }", {"x": normal(1, 1, 2, 5, 5)},
           weights={"w": normal(2, 2, 3, 3, 3)})

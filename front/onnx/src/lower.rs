@@ -31,6 +31,9 @@ pub const NEWEST_OPSET: i64 = 28;
 /// Most problems reported at once.
 const MAX_ISSUES: usize = 200;
 
+/// Longest expression of a dim that is taken further; a longer one gets a name, bound when it runs.
+const MAX_DIM: u32 = 200;
+
 /// Deepest nesting of function calls.
 const MAX_CALLS: usize = 64;
 
@@ -194,6 +197,7 @@ fn load_assuming(
         calls: Vec::new(),
         absent: HashSet::new(),
         bound: HashMap::new(),
+        short: HashMap::new(),
     };
     cx.initializers(graph)?;
     let mut dims = InputDims::new(options);
@@ -669,13 +673,38 @@ impl<'c, 'm> Ctx<'c, 'm> {
         }
         for (k, name) in node.output.iter().enumerate().filter(|(_, o)| !o.is_empty()) {
             let v = match results.get(k) {
-                Some(v) => v.clone(),
+                Some(v) => self.with_short_dims(v)?,
                 None => Val::Poison,
             };
             self.name(&v, name);
             self.scope.insert(name.clone(), v);
         }
         Ok(())
+    }
+
+    /// The value, with symbols bound at run time for dims whose expressions are very long, as where many roundings of sizes
+    /// follow one another.
+    fn with_short_dims(&mut self, v: &Val) -> Result<Val> {
+        let Val::Tensor(t) = v else { return Ok(v.clone()) };
+        if t.dims.iter().all(|d| d.size() <= MAX_DIM) || !matches!(t.known, Known::No) {
+            return Ok(v.clone());
+        }
+        let mut dims = Vec::new();
+        for d in &t.dims {
+            dims.push(match self.short.get(d) {
+                _ if d.size() <= MAX_DIM => d.clone(),
+                Some(s) => s.clone(),
+                None => {
+                    let value = self.b.dim_value(d.clone())?;
+                    let s = self.bind(value)?;
+                    self.short.insert(d.clone(), s.clone());
+                    s
+                }
+            });
+        }
+        let id = self.id(v)?;
+        let id = self.b.reshape(id, &dims)?;
+        Ok(self.out(id))
     }
 
     /// Gives the graph's value the model's name, if it has none yet.
@@ -847,6 +876,7 @@ impl<'c, 'm> Ctx<'c, 'm> {
             calls: self.calls.clone(),
             absent: self.absent.clone(),
             bound: HashMap::new(),
+            short: HashMap::new(),
         };
         inner.b.loc = self.b.loc.clone();
         let depth = inner.enter()?;
@@ -936,6 +966,7 @@ impl<'c, 'm> Ctx<'c, 'm> {
             calls: Vec::new(),
             absent: HashSet::new(),
             bound: HashMap::new(),
+            short: HashMap::new(),
         };
         inner.b.loc = self.b.loc.clone();
         inner
