@@ -98,27 +98,21 @@ const MAX_REDUCES: usize = 8;
 
 /// Whether an operation computes each element from elements at coordinates that the emitter can work out.
 fn is_map(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Unary(_)
-            | Op::Binary(_)
-            | Op::Compare(_)
-            | Op::Select {}
-            | Op::Fma {}
-            | Op::Cast { .. }
-            | Op::Bitcast { .. }
-            | Op::Constant { .. }
-            | Op::Iota { .. }
-            | Op::DimValue { .. }
-            | Op::Broadcast { .. }
-            | Op::Permute { .. }
-            | Op::Slice { .. }
-            | Op::Pad { .. }
-            | Op::Take { .. }
-            | Op::TakeAlong { .. }
-            | Op::GatherNd { .. }
-            | Op::RandomBits { .. }
-    )
+    op.is_elementwise()
+        || matches!(
+            op,
+            Op::Constant { .. }
+                | Op::Iota { .. }
+                | Op::DimValue { .. }
+                | Op::Broadcast { .. }
+                | Op::Permute { .. }
+                | Op::Slice { .. }
+                | Op::Pad { .. }
+                | Op::Take { .. }
+                | Op::TakeAlong { .. }
+                | Op::GatherNd { .. }
+                | Op::RandomBits { .. }
+        )
 }
 
 fn is_host(op: &Op) -> bool {
@@ -165,13 +159,7 @@ pub(crate) fn without_units(map: Map, dims: &[Dim]) -> Map {
 pub(crate) fn operand_map(graph: &Graph, node: &Node, k: usize, map: &Map) -> Option<Map> {
     let from = graph.dims(node.inputs[k]);
     match &node.op {
-        Op::Unary(_)
-        | Op::Binary(_)
-        | Op::Compare(_)
-        | Op::Select {}
-        | Op::Fma {}
-        | Op::Cast { .. }
-        | Op::Bitcast { .. } => Some(map.clone()),
+        op if op.is_elementwise() => Some(map.clone()),
         Op::Broadcast { dims, axes } => Some(
             from.iter()
                 .zip(axes)

@@ -308,6 +308,14 @@ impl Attr for CastMode {
     }
 }
 
+impl Op {
+    /// Whether every result element depends on the operands' elements at its own place alone.
+    pub fn is_elementwise(&self) -> bool {
+        use Op::*;
+        matches!(self, Unary(_) | Binary(_) | Compare(_) | Select {} | Fma {} | Cast { .. } | Bitcast { .. })
+    }
+}
+
 macro_rules! op_table {
     ($($(#[doc = $doc:literal])* $variant:ident $name:literal ($($operand:literal),*) { $($field:ident : $fty:ty = $fdoc:literal),* } $contract:ident;)*) => {
         /// An operation with its attributes.

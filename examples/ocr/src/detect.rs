@@ -19,7 +19,13 @@ pub struct Detection {
 
 impl Default for Detection {
     fn default() -> Detection {
-        Detection { longest_side: 960, threshold: 0.3, box_threshold: 0.6, unclip_ratio: 1.5, least_side: 3.0 }
+        Detection {
+            longest_side: 960,
+            threshold: 0.3,
+            box_threshold: 0.6,
+            unclip_ratio: 1.5,
+            least_side: 3.0,
+        }
     }
 }
 
@@ -128,7 +134,8 @@ mod tests {
         let found = quads(&one(0.9), 60, 40, &options);
         // 39 × 9 grows by 1.5 · 351 / 96 pixels on every side.
         let by = 1.5 * 351.0 / 96.0;
-        let want = [(10.0 - by, 5.0 - by), (49.0 + by, 5.0 - by), (49.0 + by, 14.0 + by), (10.0 - by, 14.0 + by)];
+        let want =
+            [(10.0 - by, 5.0 - by), (49.0 + by, 5.0 - by), (49.0 + by, 14.0 + by), (10.0 - by, 14.0 + by)];
         assert_eq!(found.len(), 1);
         for (p, (x, y)) in found[0].0.iter().zip(want) {
             assert!((p.x - x).abs() < 1e-3 && (p.y - y).abs() < 1e-3, "{p:?}, not {x}, {y}");

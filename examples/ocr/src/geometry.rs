@@ -234,7 +234,9 @@ mod tests {
 
     #[test]
     fn rows_are_read_from_left_to_right() {
-        let at = |x: f32, y: f32| Quad(points(&[(x, y), (x + 40.0, y), (x + 40.0, y + 10.0), (x, y + 10.0)]).try_into().unwrap());
+        let at = |x: f32, y: f32| {
+            Quad(points(&[(x, y), (x + 40.0, y), (x + 40.0, y + 10.0), (x, y + 10.0)]).try_into().unwrap())
+        };
         let mut quads = [at(50.0, 1.0), at(0.0, 30.0), at(0.0, 3.0), at(60.0, 28.0)];
         reading_order(&mut quads);
         assert_eq!(quads, [at(0.0, 3.0), at(50.0, 1.0), at(0.0, 30.0), at(60.0, 28.0)]);

@@ -33,7 +33,8 @@ struct Arguments {
 
 fn run(arguments: &Arguments) -> Result<(), Error> {
     let picture = open(&arguments.picture)?;
-    let models = arguments.models.clone().or_else(|| cache::root().map(|r| r.join("models"))).unwrap_or_default();
+    let models =
+        arguments.models.clone().or_else(|| cache::root().map(|r| r.join("models"))).unwrap_or_default();
     let options = Options::host().threads(arguments.threads);
     let start = Instant::now();
     let reader = Reader::new(&models, &arguments.version, &options)?;

@@ -76,7 +76,9 @@ mod tests {
 
     #[test]
     fn base64_pads_what_is_not_a_multiple_of_three() {
-        for (bytes, want) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
+        for (bytes, want) in
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")]
+        {
             let mut out = String::new();
             base64(bytes.as_bytes(), &mut out);
             assert_eq!(out, want);

@@ -61,7 +61,8 @@ fn lines_are_where_another_program_finds_them() {
         assert_eq!(lines.len(), wanted.len(), "{name}");
         for line in &lines {
             let same = |w: &&Value| plain(w["text"].as_str().unwrap()) == plain(&line.text);
-            let want = wanted.iter().find(same).unwrap_or_else(|| panic!("{name}: nobody else reads {line:?}"));
+            let want =
+                wanted.iter().find(same).unwrap_or_else(|| panic!("{name}: nobody else reads {line:?}"));
             for (got, want) in line.corners.0.iter().zip(want["corners"].as_array().unwrap()) {
                 let (x, y) = (want[0].as_f64().unwrap() as f32, want[1].as_f64().unwrap() as f32);
                 let off = (got.x - x).abs().max((got.y - y).abs());

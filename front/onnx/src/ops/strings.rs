@@ -48,7 +48,8 @@ pub(crate) fn moved<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>, lower: Lower) -> 
         texts.push(cx.id(v)?);
         before = before + count;
     }
-    let numbers = NodeCtx { node: n.node, opset: n.opset, inputs, attrs: n.attrs.clone(), loc: n.loc.clone() };
+    let numbers =
+        NodeCtx { node: n.node, opset: n.opset, inputs, attrs: n.attrs.clone(), loc: n.loc.clone() };
     let mut out = Vec::new();
     for at in fold::node(cx, &numbers, lower)? {
         let at = cx.id(&at)?;
