@@ -32,7 +32,7 @@ pub const NEWEST_OPSET: i64 = 28;
 const MAX_ISSUES: usize = 200;
 
 /// Longest expression of a dim that is taken further; a longer one gets a name, bound when it runs.
-const MAX_DIM: u32 = 200;
+const MAX_DIM: u32 = 64;
 
 /// Deepest nesting of function calls.
 const MAX_CALLS: usize = 64;

@@ -110,6 +110,9 @@ impl Error {
             }
             Error::Onnx(OnnxError::Malformed { .. }) => "is the file complete, and is it an ONNX file?",
             Error::Onnx(OnnxError::External { .. }) => "keep the model's data files in the model's folder",
+            Error::Runtime(
+                RuntimeError::Guard { lhs_value: 1, .. } | RuntimeError::Guard { rhs_value: 1, .. },
+            ) => "a size of 1 is repeated only if it is known when the model is compiled: `--fix NAME=1`",
             Error::Runtime(RuntimeError::InputDim { .. } | RuntimeError::Guard { .. }) => {
                 "`tongtu inspect MODEL` shows the dims of the inputs; `--dim NAME=SIZE` sets one"
             }
