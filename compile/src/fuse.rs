@@ -33,6 +33,8 @@ pub enum Kind {
     Sort,
     /// One scatter.
     Scatter,
+    /// One kernel that the model brings with it.
+    Kernel,
     /// Operands one after another, each with the elementwise operations that make it.
     Concat,
 }
@@ -545,6 +547,7 @@ fn grow(graph: &Graph, defs: &[Option<usize>], uses: &[Vec<usize>], needed: &[bo
         Op::Sort { .. } => Kind::Sort,
         Op::ScatterAlong { .. } | Op::ScatterNd { .. } => Kind::Scatter,
         Op::Concat { .. } => Kind::Concat,
+        Op::Kernel { .. } => Kind::Kernel,
         _ => Kind::Map,
     };
     match &node.op {
