@@ -73,15 +73,17 @@ fn text_round_trips() {
     assert_eq!(text.parse::<Module>().unwrap().to_string(), text);
 }
 
+type Change = fn(&mut Op);
+
 #[test]
 fn what_does_not_fit_is_refused() {
-    let changes: [(&str, &dyn Fn(&mut Op)); 6] = [
-        ("no kernel", &|op| edit(op, |code, _, _, _| *code = "kernel".into())),
-        ("no grid", &|op| edit(op, |_, grid, _, _| grid.clear())),
-        ("too many extents", &|op| edit(op, |_, grid, _, _| *grid = vec![Dim::from(1); 4])),
-        ("no scalar", &|op| edit(op, |_, _, scalars, _| scalars.clear())),
-        ("a result that is read", &|op| edit(op, |_, _, _, in_place| in_place.clear())),
-        ("an operand of another type", &|op| edit(op, |_, _, _, in_place| *in_place = vec![(1, 0)])),
+    let changes: [(&str, Change); 6] = [
+        ("no kernel", |op| edit(op, |code, _, _, _| *code = "kernel".into())),
+        ("no grid", |op| edit(op, |_, grid, _, _| grid.clear())),
+        ("too many extents", |op| edit(op, |_, grid, _, _| *grid = vec![Dim::from(1); 4])),
+        ("no scalar", |op| edit(op, |_, _, scalars, _| scalars.clear())),
+        ("a result that is read", |op| edit(op, |_, _, _, in_place| in_place.clear())),
+        ("an operand of another type", |op| edit(op, |_, _, _, in_place| *in_place = vec![(1, 0)])),
     ];
     for (what, change) in changes {
         let errors = verify(&module(change)).expect_err(what);

@@ -57,7 +57,7 @@ fn a_kernel_of_the_model_is_compiled_and_verified() {
     for (rows, n) in [(1usize, 1usize), (3, 16), (5, 37), (2, 0)] {
         let values: Vec<f32> = (0..rows * n).map(|i| (i as f32 - 20.0) * 0.25).collect();
         let x = Tensor::from_slice(&[rows, n], &values).unwrap();
-        let want = run_tensors(&m, &[x.clone()]).unwrap();
+        let want = run_tensors(&m, std::slice::from_ref(&x)).unwrap();
         let (got, report) = session.verify(&[("x", x.clone())], &VerifyOptions::default()).unwrap();
         assert!(report.passes(), "{rows} x {n}");
         let names = session.output_names();
