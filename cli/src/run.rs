@@ -37,7 +37,13 @@ pub fn run(args: &RunArgs, as_json: bool) -> Done {
     let start = Instant::now();
     let outputs = match &ready_model {
         Ready::Interpreted(model) => model.interpret(&named)?,
-        Ready::Compiled(session) => session.run(&named)?,
+        Ready::Compiled(session) => match session.run(&named) {
+            Ok(outputs) => outputs,
+            Err(e) => match with_ones(args, &e, &wants, &inputs)? {
+                Some(session) => session.run(&named)?,
+                None => return Err(e.into()),
+            },
+        },
     };
     let took = start.elapsed();
     let results: Vec<(String, HostValue)> = outputs
@@ -92,6 +98,39 @@ pub fn run(args: &RunArgs, as_json: bool) -> Done {
         say!("ready in {:.1} ms, ran in {:.2} ms", ready.as_secs_f64() * 1e3, took.as_secs_f64() * 1e3);
     }
     Ok(if passes { 0 } else { DIFFERS })
+}
+
+/// The model compiled for the sizes that are 1 here, where it cannot run because it was not known that they are: a size of 1
+/// is repeated to another only if it is known.
+fn with_ones(
+    args: &RunArgs,
+    error: &tongtu::Error,
+    wants: &[data::Want],
+    inputs: &Inputs,
+) -> Result<Option<Session>, Fail> {
+    if !error.is_size_of_one() || open::is_bundle(&args.model.model)? {
+        return Ok(None);
+    }
+    let mut dims = args.model.fix.clone();
+    for (name, value) in inputs {
+        let Some(want) = wants.iter().find(|w| w.name == *name) else { continue };
+        let Value::Tensor(t) = value else { continue };
+        for (size, dim) in t.shape().iter().zip(&want.dims) {
+            match dim {
+                Err(name) if *size == 1 && !dims.iter().any(|(n, _)| n == name) => {
+                    dims.push((name.clone(), 1))
+                }
+                _ => {}
+            }
+        }
+    }
+    if dims.len() == args.model.fix.len() {
+        return Ok(None);
+    }
+    let names: Vec<&str> = dims.iter().map(|(n, _)| n.as_str()).collect();
+    eprintln!("note: the model is compiled for sizes of 1: {}", names.join(", "));
+    let model = Model::load_with(&args.model.model, &LoadOptions { dims, ..LoadOptions::default() })?;
+    Ok(Some(model.compile(&open::options(&args.model))?))
 }
 
 /// A model that runs.

@@ -33,6 +33,8 @@ pub enum Kind {
     Sort,
     /// One scatter.
     Scatter,
+    /// One kernel that the model brings with it.
+    Kernel,
     /// Operands one after another, each with the elementwise operations that make it.
     Concat,
 }
@@ -98,27 +100,21 @@ const MAX_REDUCES: usize = 8;
 
 /// Whether an operation computes each element from elements at coordinates that the emitter can work out.
 fn is_map(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Unary(_)
-            | Op::Binary(_)
-            | Op::Compare(_)
-            | Op::Select {}
-            | Op::Fma {}
-            | Op::Cast { .. }
-            | Op::Bitcast { .. }
-            | Op::Constant { .. }
-            | Op::Iota { .. }
-            | Op::DimValue { .. }
-            | Op::Broadcast { .. }
-            | Op::Permute { .. }
-            | Op::Slice { .. }
-            | Op::Pad { .. }
-            | Op::Take { .. }
-            | Op::TakeAlong { .. }
-            | Op::GatherNd { .. }
-            | Op::RandomBits { .. }
-    )
+    op.is_elementwise()
+        || matches!(
+            op,
+            Op::Constant { .. }
+                | Op::Iota { .. }
+                | Op::DimValue { .. }
+                | Op::Broadcast { .. }
+                | Op::Permute { .. }
+                | Op::Slice { .. }
+                | Op::Pad { .. }
+                | Op::Take { .. }
+                | Op::TakeAlong { .. }
+                | Op::GatherNd { .. }
+                | Op::RandomBits { .. }
+        )
 }
 
 fn is_host(op: &Op) -> bool {
@@ -165,13 +161,7 @@ pub(crate) fn without_units(map: Map, dims: &[Dim]) -> Map {
 pub(crate) fn operand_map(graph: &Graph, node: &Node, k: usize, map: &Map) -> Option<Map> {
     let from = graph.dims(node.inputs[k]);
     match &node.op {
-        Op::Unary(_)
-        | Op::Binary(_)
-        | Op::Compare(_)
-        | Op::Select {}
-        | Op::Fma {}
-        | Op::Cast { .. }
-        | Op::Bitcast { .. } => Some(map.clone()),
+        op if op.is_elementwise() => Some(map.clone()),
         Op::Broadcast { dims, axes } => Some(
             from.iter()
                 .zip(axes)
@@ -557,6 +547,7 @@ fn grow(graph: &Graph, defs: &[Option<usize>], uses: &[Vec<usize>], needed: &[bo
         Op::Sort { .. } => Kind::Sort,
         Op::ScatterAlong { .. } | Op::ScatterNd { .. } => Kind::Scatter,
         Op::Concat { .. } => Kind::Concat,
+        Op::Kernel { .. } => Kind::Kernel,
         _ => Kind::Map,
     };
     match &node.op {

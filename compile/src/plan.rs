@@ -273,6 +273,11 @@ impl Lowerer<'_> {
                     self.at_most(&Dim::from(0), &low, &loc, op, steps);
                 }
             }
+            Op::Kernel { in_place, .. } => {
+                for &(operand, result) in in_place {
+                    pairs.extend(zip(&dims(node.inputs[operand]), &dims(node.outputs[result])));
+                }
+            }
             Op::Reduce { .. } | Op::Sort { .. } => {
                 for v in node.inputs.iter().skip(1) {
                     pairs.extend(zip(&dims(node.inputs[0]), &dims(*v)));
@@ -361,6 +366,10 @@ impl Lowerer<'_> {
             flops,
             bytes,
         });
+        for (input, output) in scheduled.copies {
+            let kind = StepKind::Copy { src: inputs[input], dst: outputs[output] };
+            Self::step(steps, kind, &group.loc);
+        }
         for launch in scheduled.launches {
             let args = launch
                 .args

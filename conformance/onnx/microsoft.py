@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "scripts"))
 import onnxdata
 
-VERSION = 1
+VERSION = 2
 """Raised when the tests change; part of the stamp."""
 
 DOMAIN = "com.microsoft"
@@ -148,6 +148,16 @@ def grouped(c):
             np.array([7], np.int32)]
     c.add("grouped_step", op, step, (0, 1, 2), **heads)
     c.add("grouped_rotary", op, [*step, cos, sin], (0, 1, 2), do_rotary=1, **heads)
+    # Batch elements with different numbers of earlier keys, in a cache with room for more, several new keys at a time.
+    room = [c.real(batch, 2, 12, size), c.real(batch, 2, 12, size)]
+    ragged = [*step[:3], *room, np.array([6, 3], np.int32), np.array([7], np.int32)]
+    c.add("grouped_ragged", op, [*ragged, cos, sin], (0, 1, 2), do_rotary=1, **heads)
+    more = [q[:1], k[:1], v[:1], room[0][:1], room[1][:1], np.array([8], np.int32), np.array([9], np.int32)]
+    c.add("grouped_append", op, [*more, cos, sin], (0, 1, 2), do_rotary=1, local_window_size=3, **heads)
+    first = [q, k, v, *room, last, total]
+    c.add("grouped_first", op, first, (0, 1, 2), **heads)
+    padded = [q, k, v, None, None, np.array([4, 2], np.int32), total]
+    c.add("grouped_padded", op, padded, (0, 1, 2), **heads)
     places = np.tile(np.arange(length), (batch, 1)).astype(np.int64)
     c.add("rotary", "RotaryEmbedding", [c.real(batch, 4, length, size), places, cos, sin])
     c.add("rotary_3d", "RotaryEmbedding", [c.real(batch, length, 4 * size), np.array([2], np.int64), cos, sin],

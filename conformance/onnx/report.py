@@ -3,8 +3,8 @@
     python conformance/onnx/report.py [--ops]
 
 Reads passing.txt, left-out.tsv and left-out.md beside this file, and the tests that dump.py wrote. Exits with 1 when
-passing.txt is not sorted or names a test that does not exist, or when a test is neither in it nor left out with a
-reason.
+passing.txt is not sorted or names a test that does not exist, when a test is neither in it nor left out with a
+reason, or when microsoft.txt or usage.txt does not list exactly the tests of its suite.
 """
 
 import argparse
@@ -35,6 +35,12 @@ def main():
         problems.append("passing.txt is not sorted, or names a test twice")
     problems += [f"passing.txt: no such test: {name}" for name in sorted(set(listed) - set(tests))]
     passing = set(listed)
+    for suite in ("microsoft", "usage"):
+        index = onnxdata.cache_dir() / f"onnx-{suite}" / "index.txt"
+        names = set(index.read_text().split()) if index.is_file() else set()
+        known = set((HERE / f"{suite}.txt").read_text().split())
+        problems += [f"{suite}.txt: no such test: {name}" for name in sorted(known - names)]
+        problems += [f"{suite}.txt does not list {name}" for name in sorted(names - known)]
 
     kinds = collections.Counter(name.split("/")[0] for name in tests)
     passes = collections.Counter(name.split("/")[0] for name in tests if name in passing)

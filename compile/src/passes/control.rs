@@ -7,8 +7,12 @@ use tongtu_tensor::dim::Dim;
 use tongtu_tensor::scalar::{Binary, Compare};
 use tongtu_tensor::{DType, Num, Tensor};
 
+use super::dce::is_condition;
 use super::movement::scalar_dim;
 use super::rewrite::{Rewriter, Rewritten};
+
+/// Longest expression that takes a symbol's place; a longer one keeps its name, so that sizes made of it stay short.
+const MAX_BOUND: u32 = 64;
 
 /// Arithmetic of dims, binding of symbols to known values, branches that are always or never taken.
 pub(super) fn rule(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewritten {
@@ -18,8 +22,9 @@ pub(super) fn rule(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewrit
             None => Ok(None),
         },
         (Op::Bind { sym }, &[x]) => {
-            let Some(dim) = scalar_dim(rw, x).filter(|d| !d.symbols().contains(sym)) else { return Ok(None) };
-            if rw.known.contains(sym) {
+            let short = |d: &Dim| d.size() <= MAX_BOUND && !d.symbols().contains(sym);
+            let Some(dim) = scalar_dim(rw, x).filter(short) else { return Ok(None) };
+            if rw.known.contains(sym) || is_condition(*sym, rw.symbols) && dim.as_const().is_none() {
                 return Ok(None);
             }
             rw.bound.insert(*sym, dim);

@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tongtu_graph::{AttrValue, Graph, Node, Op, ValueId};
-use tongtu_tensor::dim::Sym;
+use tongtu_tensor::dim::{Sym, Symbols};
 
 use super::rewrite::{count_uses, type_symbols};
 
 /// The graph without the nodes that no result needs, and without unused values. A node that gives a symbol its value
-/// is needed where a needed node or value has the symbol in its dims.
-pub fn dce(graph: &Graph) -> Graph {
+/// is needed where a needed node or value has the symbol in its dims; one whose symbol may have one value only is a
+/// condition that must hold, and always needed.
+pub fn dce(graph: &Graph, symbols: &Symbols) -> Graph {
     let mut first: BTreeMap<Sym, usize> = BTreeMap::new();
     let mut known: BTreeSet<Sym> = graph.inputs.iter().flat_map(|&v| type_symbols(graph.ty(v))).collect();
     let nodes: Vec<Cow<'_, Node>> =
@@ -43,7 +44,8 @@ pub fn dce(graph: &Graph) -> Graph {
         want(type_symbols(graph.ty(v)), &mut wanted);
     }
     for (i, n) in nodes.iter().enumerate().rev() {
-        if !wanted[i] && !n.outputs.iter().any(|o| live[o.index()]) {
+        let condition = matches!(&n.op, Op::Bind { sym } if is_condition(*sym, symbols));
+        if !wanted[i] && !condition && !n.outputs.iter().any(|o| live[o.index()]) {
             continue;
         }
         wanted[i] = true;
@@ -54,6 +56,11 @@ pub fn dce(graph: &Graph) -> Graph {
         want(op_symbols(&n.op), &mut wanted);
     }
     compact(graph, &nodes, &wanted)
+}
+
+/// Whether a symbol may have one value only.
+pub(super) fn is_condition(sym: Sym, symbols: &Symbols) -> bool {
+    symbols.get(sym).is_some_and(|info| info.upper == Some(info.lower))
 }
 
 /// Every symbol in an operation's attributes and regions.

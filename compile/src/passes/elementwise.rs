@@ -4,23 +4,9 @@ use tongtu_graph::{Op, ValueId};
 
 use super::rewrite::{Rewriter, Rewritten};
 
-/// Whether every result element depends on the operands' elements at its own place alone.
-pub(super) fn is_elementwise(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Unary(_)
-            | Op::Binary(_)
-            | Op::Compare(_)
-            | Op::Select {}
-            | Op::Fma {}
-            | Op::Cast { .. }
-            | Op::Bitcast { .. }
-    )
-}
-
 /// `f(broadcast(x), broadcast(y))` to `broadcast(f(x, y))` where some dim has no elements of its own.
 pub(super) fn rule(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewritten {
-    if !is_elementwise(op) {
+    if !op.is_elementwise() {
         return Ok(None);
     }
     let mut own = Vec::new();

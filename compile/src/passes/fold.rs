@@ -44,6 +44,7 @@ pub(super) fn rule(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewrit
         | Op::If { .. }
         | Op::While { .. }
         | Op::Composite { .. }
+        | Op::Kernel { .. }
         | Op::Host { .. } => return Ok(None),
         _ => {}
     }

@@ -5,7 +5,6 @@ use tongtu_graph::{ConvSpec, Op, ValueId, WindowSpec};
 use tongtu_tensor::DType;
 use tongtu_tensor::dim::Dim;
 
-use super::elementwise::is_elementwise;
 use super::linear::role;
 use super::movement::{between, groups, inverse, regrouped, same_but_ones, wide_dims};
 use super::rewrite::{Rewriter, Rewritten};
@@ -19,7 +18,7 @@ pub(super) fn rule(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewrit
             }
             pointwise(rw, spec, *acc, x, k)
         }
-        (op, xs) if is_elementwise(op) => {
+        (op, xs) if op.is_elementwise() => {
             if let Some(new) = sink_elementwise(rw, op, xs)? {
                 return Ok(Some(new));
             }
@@ -42,7 +41,7 @@ pub(super) fn rule(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewrit
 
 /// Whether an operation may take its operands in another order.
 pub(super) fn takes_any_order(op: &Op) -> bool {
-    is_elementwise(op)
+    op.is_elementwise()
         || matches!(
             op,
             Op::Conv { .. }
@@ -63,7 +62,7 @@ pub(super) fn takes_any_order(op: &Op) -> bool {
 
 /// Whether an operation may take its operand before a reshape.
 pub(super) fn takes_any_shape(op: &Op) -> bool {
-    is_elementwise(op) || matches!(op, Op::Reduce { .. } | Op::Reshape { .. })
+    op.is_elementwise() || matches!(op, Op::Reduce { .. } | Op::Reshape { .. })
 }
 
 /// Batch, spatial dims, channels.

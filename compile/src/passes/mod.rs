@@ -91,7 +91,10 @@ pub fn prepare(module: Module, options: &Options) -> Result<Module, GraphError> 
     if let Some(first) = tongtu_graph::verify(&module).err().and_then(|all| all.into_iter().next()) {
         return Err(first);
     }
-    let module = Module { graph: dce(&inline(&module.graph, &options.keep)), symbols: module.symbols };
+    let module = Module {
+        graph: dce(&inline(&module.graph, &options.keep), &module.symbols),
+        symbols: module.symbols,
+    };
     let module = rounds(module, options, &[&[], SIMPLIFY], false)?;
     if !options.channels_last {
         return Ok(module);
@@ -116,7 +119,7 @@ fn rounds(
         for _ in 0..MAX_SWEEPS {
             let rules = Rules { list, apart };
             let (next, fired) = sweep(&module.graph, &mut module.symbols, options, rules)?;
-            module.graph = dce(&next);
+            module.graph = dce(&next, &module.symbols);
             debug_assert_eq!(tongtu_graph::verify(&module), Ok(()), "a pass broke the graph");
             if fired == 0 {
                 break;

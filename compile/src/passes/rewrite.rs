@@ -506,7 +506,7 @@ impl Rewriter<'_> {
             return Ok(graph.clone());
         }
         self.fired += fired;
-        Ok(Arc::new(super::dce(&new)))
+        Ok(Arc::new(super::dce(&new, self.symbols)))
     }
 }
 
@@ -577,6 +577,13 @@ fn map_op(op: &Op, f: &impl Fn(&Dim) -> Dim) -> Op {
         Op::Composite { name, attributes, body } => {
             Op::Composite { name: name.clone(), attributes: named(attributes), body: map_graph(body, f) }
         }
+        Op::Kernel { code, grid, scalars, in_place, results } => Op::Kernel {
+            code: code.clone(),
+            grid: all(grid),
+            scalars: all(scalars),
+            in_place: in_place.clone(),
+            results: types(results),
+        },
         Op::Host { name, attributes, results } => {
             Op::Host { name: name.clone(), attributes: named(attributes), results: types(results) }
         }

@@ -363,6 +363,31 @@ fn broken_graphs_are_refused() {
 }
 
 #[test]
+fn conditions_on_sizes_are_kept() {
+    for at_run in [true, false] {
+        let mut symbols = Symbols::default();
+        let mut graph = Graph::default();
+        let (n, one) = (Dim::from(symbols.fresh("n")), Dim::from(1));
+        let x = graph.add_input(Type::tensor(DType::F32, [n.clone()]), None);
+        let given = graph.add_input(Type::tensor(DType::I64, [one]), None);
+        let mut b = Builder::new(&mut graph, &mut symbols);
+        let value = if at_run { b.reshape(given, &[]).unwrap() } else { b.dim_value(n).unwrap() };
+        let sym = b.bind(value, "must_be_1").unwrap();
+        let y = b.relu(x).unwrap();
+        symbols.set_bounds(sym, 1, Some(1));
+        graph.outputs = vec![y];
+        let p = prepare(Module { symbols, graph }, &Options::default()).unwrap();
+        assert_eq!(count(&p, "bind"), 1, "{p}");
+        let run = |n: usize, given: i64| {
+            let given = Tensor::from_slice(&[1], &[given]).unwrap();
+            eval::run_tensors(&p, &[whole(DType::F32, &[n], 1), given])
+        };
+        assert!(run(1, 1).is_ok());
+        assert!(run(2, 2).is_err());
+    }
+}
+
+#[test]
 fn symbols_keep_what_binds_them() {
     let text = r#"
 symbol n 1..8

@@ -15,10 +15,11 @@ mod taps;
 mod window;
 
 use tongtu_chip::Chip;
-use tongtu_graph::Graph;
+use tongtu_graph::kernel::{Buffer, kernel_of};
+use tongtu_graph::{Graph, Op};
 use tongtu_tensor::dim::Dim;
 use tongtu_tensor::{Combiner, DType, Num, Tensor};
-use tongtu_tile::{Kernel, Val};
+use tongtu_tile::{Kernel, ParamKind, Val};
 
 use crate::collapse::collapse;
 use crate::emit::{Coord, Emitter, KernelArg};
@@ -47,6 +48,8 @@ pub struct Scheduled {
     pub temps: Vec<(DType, Vec<Dim>)>,
     /// Constant inputs laid out for the kernels when compiling.
     pub packed: Vec<Pack>,
+    /// Pairs of an input and an output that begins as a copy of it.
+    pub copies: Vec<(usize, usize)>,
 }
 
 /// What schedules know of the machine.
@@ -140,7 +143,41 @@ pub fn schedule(
         Kind::Scan => order::schedule_scan(&r),
         Kind::Sort => order::schedule_sort(&r),
         Kind::Scatter => order::schedule_scatter(&r),
+        Kind::Kernel => kernel(&r),
     }
+}
+
+/// A kernel that the model brings with it, as it is.
+fn kernel(r: &Request<'_>) -> Result<Scheduled, Error> {
+    let [node] = r.graph.nodes.as_slice() else {
+        return Err(Error::unsupported("kernel", r.loc, "is not alone in its group"));
+    };
+    let types: Vec<_> = node.inputs.iter().map(|&v| r.graph.ty(v).clone()).collect();
+    let (kernel, buffers) =
+        kernel_of(&node.op, &types).map_err(|e| Error::unsupported("kernel", r.loc, e))?;
+    let Op::Kernel { grid, scalars, .. } = &node.op else {
+        return Err(Error::unsupported(node.op.name(), r.loc, "is no kernel"));
+    };
+    // The group's inputs are the operands in order of their values, each once.
+    let input = |operand: usize| r.graph.inputs.iter().position(|v| *v == node.inputs[operand]).unwrap_or(0);
+    let mut copies = Vec::new();
+    let mut given = buffers.iter().map(|b| match *b {
+        Buffer::Operand(i) => KernelArg::Input(input(i)),
+        Buffer::Result(i) => KernelArg::Output(i),
+        Buffer::InPlace { result, operand } => {
+            copies.push((input(operand), result));
+            KernelArg::Output(result)
+        }
+    });
+    let mut numbers = scalars.iter().cloned().map(KernelArg::Dim);
+    let arg = |p: &tongtu_tile::Param| match p.kind {
+        ParamKind::Buffer(..) => given.next(),
+        ParamKind::Scalar(_) => numbers.next(),
+    };
+    let args = kernel.params.iter().filter_map(arg).collect();
+    let extent = |i: usize| grid.get(i).cloned().unwrap_or_else(|| Dim::from(1));
+    let grid = [extent(0), extent(1), extent(2)];
+    Ok(Scheduled { launches: vec![Launch { kernel, args, grid }], copies, ..Scheduled::default() })
 }
 
 impl Emitter<'_> {

@@ -9,6 +9,7 @@ use tongtu_tensor::{Combiner, DType};
 
 use crate::error::GraphError;
 use crate::graph::{Graph, Loc, Type};
+use crate::kernel::kernel_of;
 use crate::op::{ConvRole, ConvSpec, Op, WindowSpec};
 
 /// The simpler of two dims taken to be equal: a constant before a symbol before an expression.
@@ -476,6 +477,10 @@ pub fn infer(op: &Op, inputs: &[Type], symbols: &Symbols, loc: &Loc) -> Result<V
                 }
             }
             Ok(body.outputs.iter().map(|&v| body.ty(v).clone()).collect())
+        }
+        Op::Kernel { results, .. } => {
+            kernel_of(op, inputs).map_err(|e| c.ty(e))?;
+            Ok(results.clone())
         }
         Op::Host { results, .. } => Ok(results.clone()),
     }

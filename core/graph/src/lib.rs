@@ -6,7 +6,7 @@
 //! definition as a graph of primitives, so that it runs on every chip from the first day while a schedule may
 //! recognise the name.
 //!
-//! This crate knows no front end, no kernel and no chip. It promises: one table declares every operation
+//! This crate knows no front end and no chip, and of kernels only what the operation `kernel` runs. It promises: one table declares every operation
 //! ([`op`]); the text form round-trips ([`text`]); [`verify()`] accepts exactly what the evaluator and the compiler
 //! may take; [`eval`] is the oracle that everything else is compared with.
 //!
@@ -43,6 +43,7 @@ pub mod eval;
 pub mod graph;
 pub mod infer;
 mod inline;
+pub mod kernel;
 pub mod op;
 pub mod testing;
 pub mod text;

@@ -308,6 +308,14 @@ impl Attr for CastMode {
     }
 }
 
+impl Op {
+    /// Whether every result element depends on the operands' elements at its own place alone.
+    pub fn is_elementwise(&self) -> bool {
+        use Op::*;
+        matches!(self, Unary(_) | Binary(_) | Compare(_) | Select {} | Fma {} | Cast { .. } | Bitcast { .. })
+    }
+}
+
 macro_rules! op_table {
     ($($(#[doc = $doc:literal])* $variant:ident $name:literal ($($operand:literal),*) { $($field:ident : $fty:ty = $fdoc:literal),* } $contract:ident;)*) => {
         /// An operation with its attributes.
@@ -464,6 +472,10 @@ op_table! {
     While "while" ("condition", "carried…", "captured…") { body: Arc<Graph> = "One turn.", results: Vec<Type> = "Types of the carried values at the end." } Definition;
     /// A named operation that carries its meaning: the body takes the operands. An empty name is a fusion group.
     Composite "composite" ("x…") { name: String = "Its name.", attributes: Vec<(String, AttrValue)> = "Parameters a schedule may read.", body: Arc<Graph> = "Its definition." } Definition;
+    /// Runs a kernel of the tile instruction set over a grid. Its buffer parameters are, in order, the operands and then the results; an operand
+    /// and a result that share a buffer take the operand's place, and the result begins with the operand's contents (the operand itself
+    /// keeps its own). Of the other results the kernel must write every element; what it leaves out is unspecified.
+    Kernel "kernel" ("x…") { code: String = "The kernel as text.", grid: Vec<Dim> = "One to three extents.", scalars: Vec<Dim> = "Its scalar parameters, all `i64`.", in_place: Vec<(usize, usize)> = "Pairs of an operand and a result in one buffer.", results: Vec<Type> = "Result types." } Definition;
     /// An operation on values that are not numbers (strings, sequences, optionals), which live on the host.
     Host "host" ("x…") { name: String = "Its name in the host library.", attributes: Vec<(String, AttrValue)> = "Its parameters.", results: Vec<Type> = "Result types." } Exact;
 }

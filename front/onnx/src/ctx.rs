@@ -39,6 +39,8 @@ pub struct Ctx<'c, 'm> {
     pub(crate) absent: HashSet<String>,
     /// Symbols already bound to the elements of values.
     pub(crate) bound: HashMap<ValueId, Vec<Dim>>,
+    /// Symbols bound to dims whose expressions are very long.
+    pub(crate) short: HashMap<Dim, Dim>,
 }
 
 /// One node with its operands.

@@ -14,7 +14,7 @@ use crate::ctx::{CallAttrs, Ctx, NodeCtx, Opsets};
 use crate::data::{self, Source};
 use crate::error::{Issue, OnnxError, Result};
 use crate::fold;
-use crate::ops::Registry;
+use crate::ops::{Registry, strings};
 use crate::proto::{
     AttributeProto, DimProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetId,
     SparseTensorProto, TypeProto, ValueInfo,
@@ -31,6 +31,9 @@ pub const NEWEST_OPSET: i64 = 28;
 /// Most problems reported at once.
 const MAX_ISSUES: usize = 200;
 
+/// Longest expression of a dim that is taken further; a longer one gets a name, bound when it runs.
+const MAX_DIM: u32 = 64;
+
 /// Deepest nesting of function calls.
 const MAX_CALLS: usize = 64;
 
@@ -42,7 +45,7 @@ const MAX_GRAPHS: usize = 24;
 pub struct Options {
     /// Sizes for dims of the inputs, by their names in the model or, for unnamed ones, `INPUT_dimN`.
     pub dims: Vec<(String, i64)>,
-    /// Contents for inputs, by name: such an input becomes a constant.
+    /// Contents for inputs, by name: such an input becomes a constant. One for which the file has a default takes these instead.
     pub constants: Vec<(String, Tensor)>,
 }
 
@@ -198,15 +201,17 @@ fn load_assuming(
         calls: Vec::new(),
         absent: HashSet::new(),
         bound: HashMap::new(),
+        short: HashMap::new(),
     };
     cx.initializers(graph)?;
     let mut dims = InputDims::new(options);
     let mut inputs = Vec::new();
     for i in &graph.input {
-        if cx.scope.contains_key(&i.name) {
+        let given = options.constants.iter().find(|(n, _)| *n == i.name);
+        if given.is_none() && cx.scope.contains_key(&i.name) {
             continue;
         }
-        if let Some((_, t)) = options.constants.iter().find(|(n, _)| *n == i.name) {
+        if let Some((_, t)) = given {
             let ty = i.ty.as_deref().and_then(|t| t.tensor.as_deref());
             let rank = ty.and_then(|t| t.shape.as_ref()).map(|s| s.dim.len());
             if ty.is_none_or(|ty| data::dtype(ty.elem_type) != Some(t.dtype()))
@@ -660,6 +665,7 @@ impl<'c, 'm> Ctx<'c, 'm> {
             let lowered = match self.shared.function(node) {
                 Some(f) => self.call(f, &n),
                 None => match self.shared.registry.find(domain, &node.op_type, opset) {
+                    Some(lower) if domain.is_empty() && strings::moves(&n) => strings::moved(self, &n, lower),
                     Some(lower) => fold::node(self, &n, lower),
                     None => Err(n.unsupported("this operator is not supported")),
                 },
@@ -672,13 +678,38 @@ impl<'c, 'm> Ctx<'c, 'm> {
         }
         for (k, name) in node.output.iter().enumerate().filter(|(_, o)| !o.is_empty()) {
             let v = match results.get(k) {
-                Some(v) => v.clone(),
+                Some(v) => self.with_short_dims(v)?,
                 None => Val::Poison,
             };
             self.name(&v, name);
             self.scope.insert(name.clone(), v);
         }
         Ok(())
+    }
+
+    /// The value, with symbols bound at run time for dims whose expressions are very long, as where many roundings of sizes
+    /// follow one another.
+    fn with_short_dims(&mut self, v: &Val) -> Result<Val> {
+        let Val::Tensor(t) = v else { return Ok(v.clone()) };
+        if t.dims.iter().all(|d| d.size() <= MAX_DIM) || !matches!(t.known, Known::No) {
+            return Ok(v.clone());
+        }
+        let mut dims = Vec::new();
+        for d in &t.dims {
+            dims.push(match self.short.get(d) {
+                _ if d.size() <= MAX_DIM => d.clone(),
+                Some(s) => s.clone(),
+                None => {
+                    let value = self.b.dim_value(d.clone())?;
+                    let s = self.bind(value)?;
+                    self.short.insert(d.clone(), s.clone());
+                    s
+                }
+            });
+        }
+        let id = self.id(v)?;
+        let id = self.b.reshape(id, &dims)?;
+        Ok(self.out(id))
     }
 
     /// Gives the graph's value the model's name, if it has none yet.
@@ -850,6 +881,7 @@ impl<'c, 'm> Ctx<'c, 'm> {
             calls: self.calls.clone(),
             absent: self.absent.clone(),
             bound: HashMap::new(),
+            short: HashMap::new(),
         };
         inner.b.loc = self.b.loc.clone();
         let depth = inner.enter()?;
@@ -939,6 +971,7 @@ impl<'c, 'm> Ctx<'c, 'm> {
             calls: Vec::new(),
             absent: HashSet::new(),
             bound: HashMap::new(),
+            short: HashMap::new(),
         };
         inner.b.loc = self.b.loc.clone();
         inner

@@ -442,6 +442,11 @@ impl Program {
                 matches!(kind, Kind::Constant(_) | Kind::Arena) && dims.iter().all(|&d| l.dims.is_fixed(d));
             l.values.push(Value { root, kind, device: v.device, dtype, dims, fixed, used: false });
         }
+        // Inputs are there before the first step: what only a loop mentions is needed in its every turn.
+        for port in &plan.inputs {
+            let root = l.root(port.value);
+            l.mentions[root].add(&vec![(0, 0)]);
+        }
         l.mention_all(&plan.body, &mut Vec::new());
         // Outputs live past the end.
         for port in &plan.outputs {

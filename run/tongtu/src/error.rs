@@ -112,6 +112,16 @@ impl Error {
         code_of(&self.to_string()).to_string()
     }
 
+    /// Whether two sizes differ of which one is 1: a model compiled for that size may run.
+    pub fn is_size_of_one(&self) -> bool {
+        matches!(
+            self,
+            Error::Runtime(
+                RuntimeError::Guard { lhs_value: 1, .. } | RuntimeError::Guard { rhs_value: 1, .. }
+            )
+        )
+    }
+
     /// What to do, where that can be said.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
@@ -120,6 +130,9 @@ impl Error {
             }
             Error::Onnx(OnnxError::Malformed { .. }) => "is the file complete, and is it an ONNX file?",
             Error::Onnx(OnnxError::External { .. }) => "keep the model's data files in the model's folder",
+            e if e.is_size_of_one() => {
+                "a size of 1 is repeated only if it is known when the model is compiled: `--fix NAME=1`"
+            }
             Error::Runtime(RuntimeError::InputDim { .. } | RuntimeError::Guard { .. }) => {
                 "`tongtu inspect MODEL` shows the dims of the inputs; `--dim NAME=SIZE` sets one"
             }

@@ -69,7 +69,7 @@ pub struct ResizeMode {
     pub coordinates: Coordinates,
     /// Combination of neighbours.
     pub interpolation: Interpolation,
-    /// Widen the support when shrinking; needs the scale to be known.
+    /// Widen the support when shrinking.
     pub antialias: bool,
     /// Give neighbours outside the operand no weight (else they repeat the edge).
     pub exclude_outside: bool,
@@ -150,7 +150,10 @@ impl Builder<'_> {
                 if mode.extrapolation.is_some() && mode.coordinates == Coordinates::CropAndResize {
                     outside = Some(b.mark_outside(outside, at, &n, axis.axis, x[0], axes)?);
                 }
-                y = b.resample(y, at, axis, &n, mode)?;
+                y = match known_shrink(axis, given, &n, mode) {
+                    Some(shrink) => b.resample(y, at, axis, &n, mode, shrink)?,
+                    None => b.resample_all(y, at, axis, given, &n, mode)?,
+                };
             }
             if let (Some(p), Some(v)) = (outside, mode.extrapolation) {
                 let v = b.full_like(y, v)?;
@@ -232,19 +235,11 @@ impl Builder<'_> {
         let o = self.iota(DType::F32, std::slice::from_ref(&a.len), 0)?;
         let input = self.dim_as(n, DType::F32)?;
         let output = self.dim_as(&a.len, DType::F32)?;
-        let given_scale = match (given.scale, a.scale) {
-            (Some(s), _) => Some(s),
-            (None, Some(s)) => Some(self.float(DType::F32, s)?),
-            (None, None) => None,
-        };
+        let scale = self.scale_of(a, given, n)?;
         // The length before it is rounded to an integer.
-        let exact = match given_scale {
-            Some(s) => self.mul(s, input)?,
-            None => output,
-        };
-        let scale = match given_scale {
-            Some(s) => s,
-            None => self.div(output, input)?,
+        let exact = match given.scale.is_some() || a.scale.is_some() {
+            true => self.mul(scale, input)?,
+            false => output,
         };
         let half_pixel = |b: &mut Self| {
             let p = b.add_const(o, 0.5)?;
@@ -309,19 +304,87 @@ impl Builder<'_> {
         let y = self.slice(x, &start, &vec![Dim::from(1); at.len()], &vec![1; at.len()])?;
         self.reshape(y, &[])
     }
-    /// Weighted sum of neighbours along a dim.
-    fn resample(&mut self, x: ValueId, at: ValueId, a: &ResizeAxis, n: &Dim, mode: ResizeMode) -> One {
-        let shrink = if mode.antialias {
-            let known = a.scale.or_else(|| Some(a.len.as_const()? as f64 / n.as_const()? as f64));
-            let Some(s) = known.filter(|s| *s > 0.0) else {
-                return Err(self.shape_error("resize", "antialiasing needs a known scale"));
-            };
-            s.min(1.0)
-        } else {
-            1.0
-        };
-        let reach = if matches!(mode.interpolation, Interpolation::Linear) { 1.0 } else { 2.0 };
-        let first = (-reach / shrink).floor() as i64 + 1;
+    /// Output over input length along a dim, an `f32` scalar.
+    fn scale_of(&mut self, a: &ResizeAxis, given: &Given, n: &Dim) -> One {
+        match (given.scale, a.scale) {
+            (Some(s), _) => Ok(s),
+            (None, Some(s)) => self.float(DType::F32, s),
+            (None, None) => {
+                let (output, input) = (self.dim_as(&a.len, DType::F32)?, self.dim_as(n, DType::F32)?);
+                self.div(output, input)
+            }
+        }
+    }
+    /// The weight of a neighbour at a distance, already shrunk.
+    fn weight(&mut self, t: ValueId, interpolation: Interpolation) -> One {
+        if let Interpolation::Cubic(c) = interpolation {
+            return self.cubic_weight(t, c);
+        }
+        let t = self.unary(Unary::Abs, t)?;
+        let one = self.full_like(t, 1.0)?;
+        let t = self.sub(one, t)?;
+        self.binary_const(Binary::Max, t, 0.0)
+    }
+    /// Weights with those of places outside `0..n` set to zero.
+    fn inside_only(&mut self, w: ValueId, at: ValueId, n: &Dim) -> One {
+        let low = self.compare_const(Compare::Ge, at, 0.0)?;
+        let end = self.dim_as(n, DType::F32)?;
+        let high = self.compare(Compare::Lt, at, end)?;
+        let inside = self.binary(Binary::And, low, high)?;
+        let zero = self.full_like(w, 0.0)?;
+        self.select(inside, w, zero)
+    }
+    /// Weighted sum along a dim over every element, with the edges repeated as far as the support reaches: for a scale that is
+    /// known only when it runs.
+    fn resample_all(
+        &mut self,
+        x: ValueId,
+        at: ValueId,
+        a: &ResizeAxis,
+        given: &Given,
+        n: &Dim,
+        mode: ResizeMode,
+    ) -> One {
+        // The output is no longer than the operand times the scale.
+        let margin = (n * reach(mode.interpolation)).ceildiv(&a.len.max(&Dim::from(1))) + 1;
+        let all = n + &margin * 2;
+        let j = self.iota(DType::F32, std::slice::from_ref(&all), 0)?;
+        let before = self.dim_as(&margin, DType::F32)?;
+        let j = self.sub(j, before)?;
+        let i = self.clamp_index(j, n)?;
+        let x = self.take(x, i, a.axis)?;
+        let scale = self.scale_of(a, given, n)?;
+        let shrink = self.binary_const(Binary::Min, scale, 1.0)?;
+        let at = self.unsqueeze(at, 1)?;
+        let j = self.unsqueeze(j, 0)?;
+        let t = self.sub(j, at)?;
+        let t = self.mul(t, shrink)?;
+        let mut w = self.weight(t, mode.interpolation)?;
+        if mode.exclude_outside {
+            w = self.inside_only(w, j, n)?;
+        }
+        let total = self.sum(w, &[1])?;
+        let total = self.unsqueeze(total, 1)?;
+        let w = self.div(w, total)?;
+        let acc = self.dtype(x);
+        let w = self.convert(w, acc)?;
+        let y = self.contract(x, w, &[], &[(a.axis, 1)], acc)?;
+        let last = self.rank(y) - 1;
+        let mut perm: Vec<usize> = (0..last).collect();
+        perm.insert(a.axis, last);
+        self.permute(y, &perm)
+    }
+    /// Weighted sum of neighbours along a dim; the support is wider by `1 / shrink`.
+    fn resample(
+        &mut self,
+        x: ValueId,
+        at: ValueId,
+        a: &ResizeAxis,
+        n: &Dim,
+        mode: ResizeMode,
+        shrink: f64,
+    ) -> One {
+        let first = (-(reach(mode.interpolation) as f64) / shrink).floor() as i64 + 1;
         let last = 1 - first;
         if last - first > MAX_TAPS {
             return Err(self
@@ -335,23 +398,10 @@ impl Builder<'_> {
             let t = self.full_like(ratio, i as f64)?;
             let t = self.sub(t, ratio)?;
             let t = self.scale_by(t, shrink)?;
-            let mut w = match mode.interpolation {
-                Interpolation::Cubic(c) => self.cubic_weight(t, c)?,
-                _ => {
-                    let t = self.unary(Unary::Abs, t)?;
-                    let one = self.full_like(t, 1.0)?;
-                    let t = self.sub(one, t)?;
-                    self.binary_const(Binary::Max, t, 0.0)?
-                }
-            };
+            let mut w = self.weight(t, mode.interpolation)?;
             let at = self.add_const(base, i as f64)?;
             if mode.exclude_outside {
-                let low = self.compare_const(Compare::Ge, at, 0.0)?;
-                let end = self.dim_as(n, DType::F32)?;
-                let high = self.compare(Compare::Lt, at, end)?;
-                let inside = self.binary(Binary::And, low, high)?;
-                let zero = self.full_like(w, 0.0)?;
-                w = self.select(inside, w, zero)?;
+                w = self.inside_only(w, at, n)?;
             }
             total = Some(match total {
                 Some(t) => self.add2(t, w)?,
@@ -396,6 +446,23 @@ impl Builder<'_> {
         let p = self.compare_const(Compare::Le, t, 1.0)?;
         self.select(p, near, far)
     }
+}
+
+/// How many elements away a neighbour may be at scale 1.
+fn reach(i: Interpolation) -> i64 {
+    if matches!(i, Interpolation::Cubic(_)) { 2 } else { 1 }
+}
+
+/// By how much the support is wider than at scale 1, inverted, if that is known.
+fn known_shrink(a: &ResizeAxis, given: &Given, n: &Dim, mode: ResizeMode) -> Option<f64> {
+    if !mode.antialias {
+        return Some(1.0);
+    }
+    if given.scale.is_some() {
+        return None;
+    }
+    let known = a.scale.or_else(|| Some(a.len.as_const()? as f64 / n.as_const()? as f64));
+    known.filter(|s| *s > 0.0).map(|s| s.min(1.0))
 }
 
 fn interpolation_name(i: Interpolation) -> &'static str {

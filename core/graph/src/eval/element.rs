@@ -234,6 +234,7 @@ pub(crate) fn by_element(op: &Op) -> bool {
             | Op::If { .. }
             | Op::While { .. }
             | Op::Composite { .. }
+            | Op::Kernel { .. }
             | Op::Host { .. }
     )
 }

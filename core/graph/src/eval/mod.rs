@@ -12,7 +12,7 @@ pub mod host;
 #[cfg(test)]
 mod noise;
 pub mod philox;
-mod prepare;
+pub(crate) mod prepare;
 mod run;
 mod sample;
 mod whole;

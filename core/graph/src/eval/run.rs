@@ -11,6 +11,7 @@ use crate::eval::host::{self, HostValue};
 use crate::eval::prepare::{check_size, failed, prepare};
 use crate::eval::whole::whole;
 use crate::graph::{Graph, Loc, Module, Node, Type};
+use crate::kernel;
 use crate::op::Op;
 
 /// Turns that a `while` may take before it is taken to be endless.
@@ -103,6 +104,12 @@ impl<'a> Evaluator<'a> {
                 Ok(vec![])
             }
             Op::Composite { body, .. } => self.region(body, &operands, false).map_err(|e| e.at(&node.loc)),
+            Op::Kernel { .. } => {
+                let tensors: Option<Vec<Tensor>> = operands.into_iter().map(HostValue::into_tensor).collect();
+                let tensors = tensors.ok_or_else(|| fail("an operand is not a tensor of numbers".into()))?;
+                let out = kernel::evaluate(&node.op, &tensors, &self.bindings, self.symbols);
+                Ok(out.map_err(fail)?.into_iter().map(HostValue::Tensor).collect())
+            }
             Op::Host { name, attributes, results } => {
                 let out =
                     host::call(name, attributes, results, &operands).map_err(|e| fail(e.to_string()))?;

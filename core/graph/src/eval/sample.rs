@@ -19,6 +19,7 @@ use crate::eval::run::{bind_inputs, check_ids, shape_of};
 use crate::eval::whole::{Targets, line, line_axis};
 use crate::graph::{Graph, Loc, Type, ValueId};
 use crate::inline::inline_composites;
+use crate::kernel;
 use crate::op::Op;
 
 /// Nesting of operations that an element may depend on.
@@ -155,7 +156,7 @@ impl Source {
 
 /// Whether all results of an operation come at once.
 fn is_region(op: &Op) -> bool {
-    matches!(op, Op::If { .. } | Op::While { .. } | Op::Host { .. })
+    matches!(op, Op::If { .. } | Op::While { .. } | Op::Kernel { .. } | Op::Host { .. })
 }
 
 /// A hash for small numbers, by multiplication.
@@ -463,6 +464,13 @@ impl<'g> Frame<'g> {
                 }
                 carried.truncate(results.len());
                 carried
+            }
+            Op::Kernel { .. } => {
+                let tensor = |s: &Source| s.exact().and_then(HostValue::into_tensor);
+                let tensors: Option<Vec<Tensor>> = operands.iter().map(tensor).collect();
+                let tensors = tensors.ok_or_else(|| fail("an operand of a kernel is inexact".into()))?;
+                let out = kernel::evaluate(&node.op, &tensors, &self.bindings.borrow(), self.symbols);
+                out.map_err(fail)?.into_iter().map(Source::Tensor).collect()
             }
             Op::Host { name, attributes, results } => {
                 let operands: Option<Vec<HostValue>> = operands.iter().map(Source::exact).collect();

@@ -341,6 +341,11 @@ impl Dim {
         sum
     }
 
+    /// How long it is: its terms and operations. Very long expressions are not kept ([`DimView::TooComplex`]).
+    pub fn size(&self) -> u32 {
+        self.0.size
+    }
+
     /// Every symbol in the expression.
     pub fn symbols(&self) -> BTreeSet<Sym> {
         let mut found = BTreeSet::new();

@@ -3,14 +3,14 @@
 use tongtu_graph::ValueId;
 use tongtu_graph::composite::{AttentionSpec, Granularity, wide};
 use tongtu_tensor::dim::Dim;
-use tongtu_tensor::{Compare, DType, Tensor, Unary};
+use tongtu_tensor::{Binary, Compare, DType, Tensor, Unary};
 
 use crate::ctx::{Ctx, NodeCtx};
 use crate::error::Result;
 use crate::ops::attention::{combine_masks, join_heads, rotary_rows, split_heads, usual_scale};
 use crate::ops::calc::Calc;
-use crate::ops::nn::{accumulator, add_bias, conv_spec, less_zero, mat_mul_values, pool_spec};
-use crate::ops::quant::{round_to, scale_of};
+use crate::ops::nn::{accumulator, add_bias, conv_spec, less_zero, mat_mul_values, pool_spec, rms_norm};
+use crate::ops::quant::{dequantize, quantize, round_to, scale_of};
 use crate::ops::{Entry, op, op_in};
 use crate::val::Val;
 
@@ -273,14 +273,51 @@ fn multi_head_attention<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec
     Ok(vec![cx.out(y), cx.out(k), cx.out(v)])
 }
 
-/// Attention over a cache that holds exactly the earlier keys: new keys are appended to it.
+/// Rows of a cache `[b, n, t, d]`: in each batch element the first `before[b]` rows of the old one, then the new rows, then zeros.
+fn append_rows(
+    cx: &mut Ctx<'_, '_>,
+    old: ValueId,
+    new: ValueId,
+    before: ValueId,
+    total: &Dim,
+) -> Result<ValueId> {
+    let b = &mut cx.b;
+    let (have, rows) = (b.dims(old)[2].clone(), b.dims(new)[2].clone());
+    let dims = [b.dims(new)[0].clone(), total.clone()];
+    let before = b.unsqueeze(before, 1)?;
+    let j = b.iota(DType::I64, &dims, 1)?;
+    let at = b.sub(j, before)?;
+    let (zero, last) = (b.int(DType::I64, 0)?, b.dim_as(&(&rows - 1), DType::I64)?);
+    let row = b.clip(at, Some(zero), Some(last))?;
+    let row = b.unsqueeze(row, 2)?;
+    let new = b.permute(new, &[0, 2, 1, 3])?;
+    let new = b.gather_nd(new, row, 1)?;
+    let new = b.permute(new, &[0, 2, 1, 3])?;
+    let d = b.dtype(old);
+    let nothing = b.float(d, 0.0)?;
+    let none = vec![Dim::from(0); 4];
+    let mut high = none.clone();
+    high[2] = total - have;
+    let old = b.pad(old, nothing, &none, &high)?;
+    let [earlier, later] = [(Compare::Lt, zero), (Compare::Gt, last)].map(|(c, edge)| b.compare(c, at, edge));
+    let each = [dims[0].clone(), Dim::from(1), total.clone(), Dim::from(1)];
+    let (earlier, later) = (b.reshape(earlier?, &each)?, b.reshape(later?, &each)?);
+    let new = b.select(later, nothing, new)?;
+    Ok(b.select(earlier, old, new)?)
+}
+
+/// Attention whose batch elements have each their own number of keys. The cache may be longer than what it holds: the new keys go
+/// behind the earlier ones of their batch element.
 fn group_query_attention<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
     let (heads, groups) = (heads(n, "num_heads")?, heads(n, "kv_num_heads")?);
     if n.int("smooth_softmax", 0)? > 0 || n.has(11) || n.int("qk_output", 0)? != 0 {
         return Err(n.unsupported("a sink, smooth softmax or scores as a result"));
     }
+    if n.has(12) || n.has(13) || n.int("kv_cache_bit_width", 0)? != 0 {
+        return Err(n.unsupported("a quantised cache"));
+    }
     let x = cx.tensor(n, 0)?;
-    let (q, k, v) = if n.has(1) && n.has(2) {
+    let (mut q, mut k, mut v) = if n.has(1) && n.has(2) {
         let (k, v) = (cx.tensor(n, 1)?, cx.tensor(n, 2)?);
         (split_heads(cx, n, x, heads)?, split_heads(cx, n, k, groups)?, split_heads(cx, n, v, groups)?)
     } else {
@@ -291,52 +328,56 @@ fn group_query_attention<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Ve
     };
     let qd = cx.b.dims(q);
     let (batch, s) = (qd[0].clone(), qd[2].clone());
-    let past = match (cx.opt(n, 3)?, cx.opt(n, 4)?) {
-        (Some(k), Some(v)) => Some((k, v)),
-        _ => None,
+    // Positions of the last keys, and the numbers of earlier ones; a prompt may be padded behind.
+    let last = cx.tensor(n, 5)?;
+    let last = cx.b.convert(last, DType::I64)?;
+    let last = cx.b.reshape(last, std::slice::from_ref(&batch))?;
+    let queries = cx.b.dim_as(&(&s - 1), DType::I64)?;
+    let before = cx.b.sub(last, queries)?;
+    let before = cx.b.at_least(before, 0.0)?;
+    let places = {
+        let i = cx.b.iota(DType::I64, &[batch.clone(), s.clone()], 1)?;
+        let first = cx.b.unsqueeze(before, 1)?;
+        cx.b.add2(i, first)?
     };
-    let offset = match past {
-        Some((k, _)) => cx.b.dims(k).get(2).cloned().ok_or_else(|| n.bad("past keys have four dims"))?,
-        None => Dim::from(0),
-    };
-    let (mut q, mut k, mut v) = (q, k, v);
     if n.flag("do_rotary", false)? {
         let (cos, sin) = (cx.tensor(n, 7)?, cx.tensor(n, 8)?);
-        let positions = match cx.opt(n, 9)? {
-            Some(p) => p,
-            None => {
-                let i = cx.b.iota(DType::I64, &[batch.clone(), s.clone()], 1)?;
-                let first = cx.b.dim_as(&offset, DType::I64)?;
-                cx.b.add2(i, first)?
-            }
-        };
+        let positions = cx.opt(n, 9)?.unwrap_or(places);
         let cos = rotary_rows(cx, cos, Some(positions), false)?;
         let sin = rotary_rows(cx, sin, Some(positions), false)?;
         let interleaved = n.flag("rotary_interleaved", false)?;
         q = cx.b.rotary_embedding(q, cos, sin, interleaved)?;
         k = cx.b.rotary_embedding(k, cos, sin, interleaved)?;
     }
-    if let Some((pk, pv)) = past {
-        (k, v) = (cx.b.concat(&[pk, k], 2)?, cx.b.concat(&[pv, v], 2)?);
+    if let (Some(pk), Some(pv)) = (cx.opt(n, 3)?, cx.opt(n, 4)?) {
+        if [pk, pv].iter().any(|&p| cx.b.rank(p) != 4) {
+            return Err(n.bad("past keys and values have four dims"));
+        }
+        let all = cx.contents(n, 6)?;
+        let [all] = all.as_slice() else { return Err(n.bad("the total length is one number")) };
+        let total = cx.b.dims(pk)[2].max(all);
+        k = append_rows(cx, pk, k, before, &total)?;
+        v = append_rows(cx, pv, v, before, &total)?;
     }
     let t = cx.b.dims(k)[2].clone();
-    let mut spec = AttentionSpec::causal(scale(cx, n, q)?, offset);
-    spec.softcap = n.opt_float("softcap")?.filter(|c| *c > 0.0);
-    spec.left = match n.int("local_window_size", -1)? {
-        w if w > 0 => Some(w - 1),
-        _ => None,
-    };
-    let mut mask = cx.opt(n, 10)?;
-    if let Some(last) = cx.opt(n, 5)? {
-        // Positions of the last keys: what comes after is padding.
-        let one = Dim::from(1);
-        let last = cx.b.convert(last, DType::I64)?;
-        let last = cx.b.reshape(last, &[batch, one.clone(), one.clone(), one])?;
-        let j = cx.b.count_along(DType::I64, 4, 3, &t)?;
-        let seen = cx.b.compare(Compare::Le, j, last)?;
-        mask = Some(combine_masks(cx, mask, seen)?);
+    // Query `i` sees keys up to its own place, none after the last.
+    let one = Dim::from(1);
+    let last = cx.b.reshape(last, &[batch.clone(), one.clone(), one.clone(), one.clone()])?;
+    let place = cx.b.reshape(places, &[batch, one.clone(), s, one])?;
+    let j = cx.b.count_along(DType::I64, 4, 3, &t)?;
+    let edge = cx.b.binary(Binary::Min, place, last)?;
+    let mut seen = cx.b.compare(Compare::Le, j, edge)?;
+    let window = n.int("local_window_size", -1)?;
+    if window > 0 {
+        let first = cx.b.plus(place, 1.0 - window as f64)?;
+        let inside = cx.b.compare(Compare::Ge, j, first)?;
+        seen = cx.b.both(seen, inside)?;
     }
-    let y = cx.b.attention(&spec, q, k, v, mask)?;
+    let mask = cx.opt(n, 10)?;
+    let mask = combine_masks(cx, mask, seen)?;
+    let mut spec = AttentionSpec::new(scale(cx, n, q)?);
+    spec.softcap = n.opt_float("softcap")?.filter(|c| *c > 0.0);
+    let y = cx.b.attention(&spec, q, k, v, Some(mask))?;
     let y = join_heads(cx, y)?;
     Ok(vec![cx.out(y), cx.out(k), cx.out(v)])
 }
@@ -421,16 +462,6 @@ fn skip_rms_norm<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> 
     let axis = cx.b.rank(x).saturating_sub(1);
     let y = cx.b.rms_norm(x, Some(gamma), axis, n.float("epsilon", EPSILON)?)?;
     Ok(vec![cx.out(y), cx.out(x), cx.out(x), cx.out(x)])
-}
-
-fn rms_norm<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
-    if n.wants(1) {
-        return Err(n.unsupported("the deviation as a result"));
-    }
-    let (x, scale) = (cx.tensor(n, 0)?, cx.tensor(n, 1)?);
-    let axis = n.axis(n.int("axis", -1)?, cx.b.rank(x))?;
-    let y = cx.b.rms_norm(x, Some(scale), axis, n.float("epsilon", 1e-5)?)?;
-    cx.one(y)
 }
 
 fn embed_layer_norm<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
@@ -666,29 +697,6 @@ fn dynamic_mat_mul<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>
     let sb = scale_of(cx, n, 2, rank, rank.saturating_sub(1))?;
     let bias = cx.opt(n, 4)?;
     let y = to_float(cx, y, scale, sb, bias)?;
-    cx.one(y)
-}
-
-/// The granularity of the older forms: a scalar, or a vector along `axis`.
-fn granularity(n: &NodeCtx<'_>) -> Result<Granularity> {
-    match n.dims(1)? {
-        [] => Ok(Granularity::Tensor),
-        [one] if one.as_const() == Some(1) => Ok(Granularity::Tensor),
-        _ => Ok(Granularity::Axis(n.axis(n.int("axis", 1)?, n.rank(0)?)?)),
-    }
-}
-
-fn quantize<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
-    let (x, s, z) = (cx.tensor(n, 0)?, cx.tensor(n, 1)?, cx.opt(n, 2)?);
-    let to = z.map_or(DType::U8, |z| cx.b.dtype(z));
-    let y = cx.b.quantize(x, s, z, to, granularity(n)?, true)?;
-    cx.one(y)
-}
-
-fn dequantize<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
-    let (x, s, z) = (cx.tensor(n, 0)?, cx.tensor(n, 1)?, cx.opt(n, 2)?);
-    let to = cx.b.dtype(s);
-    let y = cx.b.dequantize(x, s, z, to, granularity(n)?)?;
     cx.one(y)
 }
 

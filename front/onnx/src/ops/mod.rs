@@ -31,7 +31,7 @@ mod resize;
 mod sequence;
 mod shape;
 mod signal;
-mod strings;
+pub(crate) mod strings;
 mod training;
 
 /// Lowers one node: gives its results, in order (results that are never used may be left out at the end).

@@ -34,12 +34,7 @@ pub const OPS: &[Entry] = &[
     }),
     op("LayerNormalization", layer_norm),
     op("GroupNormalization", group_norm),
-    op("RMSNormalization", |cx, n| {
-        let (x, s) = (cx.tensor(n, 0)?, cx.opt(n, 1)?);
-        let axis = n.axis(n.int("axis", -1)?, cx.b.rank(x))?;
-        let y = cx.b.rms_norm(x, s, axis, n.float("epsilon", EPSILON)?)?;
-        cx.one(y)
-    }),
+    op("RMSNormalization", rms_norm),
     op("LRN", |cx, n| {
         let x = cx.tensor(n, 0)?;
         let (alpha, beta, bias) = (n.float("alpha", 1e-4)?, n.float("beta", 0.75)?, n.float("bias", 1.0)?);
@@ -615,6 +610,16 @@ fn layer_norm<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
         return Ok(all.into_iter().map(|v| cx.out(v)).collect());
     }
     let y = cx.b.layer_norm(x, s, b, axis, epsilon)?;
+    cx.one(y)
+}
+
+pub(crate) fn rms_norm<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
+    if n.wants(1) {
+        return Err(n.unsupported("the deviation as a result"));
+    }
+    let (x, scale) = (cx.tensor(n, 0)?, cx.opt(n, 1)?);
+    let axis = n.axis(n.int("axis", -1)?, cx.b.rank(x))?;
+    let y = cx.b.rms_norm(x, scale, axis, n.float("epsilon", EPSILON)?)?;
     cx.one(y)
 }
 

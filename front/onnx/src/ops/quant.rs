@@ -43,7 +43,7 @@ fn granularity(n: &NodeCtx<'_>) -> Result<Granularity> {
     }
 }
 
-fn quantize<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
+pub(crate) fn quantize<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
     let g = granularity(n)?;
     let (x, s, z) = (cx.tensor(n, 0)?, cx.tensor(n, 1)?, cx.opt(n, 2)?);
     let to = match (z, n.int("output_dtype", 0)?) {
@@ -57,7 +57,7 @@ fn quantize<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
     cx.one(y)
 }
 
-fn dequantize<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
+pub(crate) fn dequantize<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
     let g = granularity(n)?;
     let (x, s, z) = (cx.tensor(n, 0)?, cx.tensor(n, 1)?, cx.opt(n, 2)?);
     let to = match n.int("output_dtype", 0)? {

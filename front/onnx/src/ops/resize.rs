@@ -66,10 +66,10 @@ fn nonempty(n: &NodeCtx<'_>, i: usize) -> Option<usize> {
     (n.has(i) && numel(dims).as_const() != Some(0)).then_some(i)
 }
 
-/// `floor(len * scale)` for a scale that is a fraction with a small denominator, or a constant length.
+/// `floor(len * scale)`, the product in `f32`, for a scale that is a fraction with a small denominator, or a constant length.
 fn scaled(len: &Dim, scale: f64) -> Option<Dim> {
     if let Some(l) = len.as_const() {
-        return Some(Dim::from((l as f64 * scale).floor() as i64));
+        return Some(Dim::from((l as f32 * scale as f32).floor() as i64));
     }
     let q = (1..=MAX_DENOMINATOR).find(|&q| (scale * q as f64).fract() == 0.0)?;
     let p = (scale * q as f64) as i64;
@@ -77,10 +77,9 @@ fn scaled(len: &Dim, scale: f64) -> Option<Dim> {
     Some(if q == 1 { long } else { long.floordiv(&Dim::from(q)) })
 }
 
-/// `floor(len * scale)` found when it runs.
+/// The same, found when it runs, for a scale in `f32`.
 fn scaled_at_run<'m>(cx: &mut Ctx<'_, 'm>, len: &Dim, scale: ValueId) -> Result<Dim> {
-    let scale = cx.b.convert(scale, DType::F64)?;
-    let len = cx.b.dim_as(len, DType::F64)?;
+    let len = cx.b.dim_as(len, DType::F32)?;
     let y = cx.b.mul(len, scale)?;
     let y = cx.b.floor(y)?;
     let y = cx.b.convert(y, DType::I64)?;
@@ -130,7 +129,7 @@ fn resize<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
             lens.push(match scaled(&dims[a], s) {
                 Some(l) => l,
                 None => {
-                    let s = cx.b.float(DType::F64, s)?;
+                    let s = cx.b.float(DType::F32, s)?;
                     scaled_at_run(cx, &dims[a], s)?
                 }
             });

@@ -1,7 +1,7 @@
 //! Operators on shapes, and those that give the elements another shape: reshape, transpose, concatenate, expand, tile.
 
-use tongtu_graph::ValueId;
 use tongtu_graph::infer::{may_equal, numel, simpler};
+use tongtu_graph::{Op, ValueId};
 use tongtu_tensor::dim::Dim;
 use tongtu_tensor::{Binary, Compare, DType, Tensor, Unary};
 
@@ -116,9 +116,6 @@ fn exact(a: &Dim, b: &Dim) -> Dim {
 
 fn reshape<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
     let keep_zero = n.flag("allowzero", false)?;
-    if matches!(n.opt(0), Some(Val::Strings(_))) {
-        return Err(n.unsupported("strings"));
-    }
     let have = n.dims(0)?.to_vec();
     let wanted = match (n.opset < 5, n.opt(1)) {
         (_, Some(Val::Tensor(t))) => t.contents(),
@@ -347,17 +344,43 @@ pub(crate) fn expand_to<'m>(
     let rank = have.len().max(want.len());
     let one = Dim::from(1);
     let mut dims = Vec::with_capacity(rank);
+    let mut x = x;
     for i in 0..rank {
         let at = |v: &[Dim]| (i + v.len()).checked_sub(rank).map_or(one.clone(), |k| v[k].clone());
         let (h, w) = (at(&have), at(want));
         dims.push(match (h.as_const(), w.as_const()) {
             (Some(1), _) => w,
             (_, Some(1)) => h,
-            _ if may_equal(&h, &w) => simpler(&h, &w),
+            (Some(_), None) => h,
+            _ if h.provably_eq(&w, cx.b.symbols) => simpler(&h, &w),
+            (None, _) => {
+                let len = either(cx, &h, &w)?;
+                x = repeat(cx, x, i + have.len() - rank, &h, &len)?;
+                len
+            }
             _ => return Err(n.bad(format!("{have:?} does not expand to {want:?}"))),
         });
     }
     Ok(cx.b.broadcast_to(x, &dims)?)
+}
+
+/// The length of two that are equal, or of which one is 1; which it is shows when it runs, and is checked then.
+fn either(cx: &mut Ctx<'_, '_>, h: &Dim, w: &Dim) -> Result<Dim> {
+    let one = Dim::from(1);
+    let wrong = &(&(h - w) * &(h - 1)) * &(w - 1);
+    let value = cx.b.dim_value(wrong)?;
+    let sym = cx.fresh("differs");
+    cx.b.symbols.set_bounds(sym, 0, Some(0));
+    cx.b.add(Op::Bind { sym }, &[value])?;
+    Ok(&(&h.max(w) * &h.min(&one)) * &w.min(&one))
+}
+
+/// A value whose dim along an axis, `have`, is 1 or `len`, with that dim `len`.
+fn repeat(cx: &mut Ctx<'_, '_>, x: ValueId, axis: usize, have: &Dim, len: &Dim) -> Result<ValueId> {
+    let i = cx.b.iota(DType::I64, std::slice::from_ref(len), 0)?;
+    let last = cx.b.dim_as(&(have - 1), DType::I64)?;
+    let i = cx.b.binary(Binary::Min, i, last)?;
+    Ok(cx.b.take(x, i, axis)?)
 }
 
 fn tile<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {

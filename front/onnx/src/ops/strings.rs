@@ -1,12 +1,14 @@
 //! Strings: operations of the host.
 
+use tongtu_graph::infer::numel;
 use tongtu_graph::{AttrValue, Type};
 use tongtu_tensor::DType;
 use tongtu_tensor::dim::Dim;
 
 use crate::ctx::{Ctx, NodeCtx};
 use crate::error::Result;
-use crate::ops::{Entry, broadcast, op};
+use crate::fold;
+use crate::ops::{Entry, Lower, broadcast, op};
 use crate::val::Val;
 
 /// The family's operators.
@@ -16,6 +18,48 @@ pub const OPS: &[Entry] = &[
     op("StringNormalizer", normalize),
     op("RegexFullMatch", matches),
 ];
+
+/// Operators of the standard domain that only move elements.
+#[rustfmt::skip]
+const MOVES: &[&str] = &[
+    "Compress", "Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Reshape", "Scatter",
+    "ScatterElements", "ScatterND", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where",
+];
+
+/// Whether a node of the standard domain only moves strings.
+pub(crate) fn moves(n: &NodeCtx<'_>) -> bool {
+    n.inputs.iter().flatten().any(|v| matches!(v, Val::Strings(_))) && MOVES.contains(&n.op())
+}
+
+/// Moves the positions of strings as the operator moves numbers, and takes the strings from there.
+pub(crate) fn moved<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>, lower: Lower) -> Result<Vec<Val>> {
+    let (mut texts, mut inputs, mut before) = (Vec::new(), Vec::new(), Dim::from(0));
+    for v in &n.inputs {
+        let Some(v @ Val::Strings(s)) = v else {
+            inputs.push(v.clone());
+            continue;
+        };
+        let count = numel(&s.dims);
+        let at = cx.b.iota(DType::I64, std::slice::from_ref(&count), 0)?;
+        let first = cx.b.dim_as(&before, DType::I64)?;
+        let at = cx.b.add2(at, first)?;
+        let at = cx.b.reshape(at, &s.dims)?;
+        inputs.push(Some(cx.out(at)));
+        texts.push(cx.id(v)?);
+        before = before + count;
+    }
+    let numbers =
+        NodeCtx { node: n.node, opset: n.opset, inputs, attrs: n.attrs.clone(), loc: n.loc.clone() };
+    let mut out = Vec::new();
+    for at in fold::node(cx, &numbers, lower)? {
+        let at = cx.id(&at)?;
+        let ty = Type::Strings { dims: cx.b.dims(at) };
+        let operands: Vec<_> = texts.iter().copied().chain([at]).collect();
+        let y = cx.host("strings_take", Vec::new(), &operands, vec![ty])?;
+        out.push(cx.out(y[0]));
+    }
+    Ok(out)
+}
 
 fn dims<'n>(n: &'n NodeCtx<'_>, i: usize) -> Result<&'n [Dim]> {
     match n.val(i)? {
