@@ -34,8 +34,8 @@ struct Rows<'a> {
     rows: Vec<Vec<u64>>,
     /// What other programs computed of the rows that come after those.
     golden: Vec<(Vec<u64>, Want)>,
-    /// Tiles of odd shapes too.
-    shapes: bool,
+    /// Which tiles of odd shapes are tried too.
+    shapes: Shapes,
 }
 
 /// Where the elements of a tile of one shape come from: for each operand the rows, and how it lies in memory.
@@ -70,18 +70,18 @@ impl Rows<'_> {
             for &x in &inputs {
                 views.push(b.view(x, zero, &[count], &[one])?);
             }
-            for (out, count) in [(y, count), (nothing, none)] {
-                let to = b.view(out, zero, &[count], &[one])?;
-                b.for_loop(zero, count, step, &[], |b, at, _| {
-                    let mut tiles = Vec::new();
-                    for (&v, d) in views.iter().zip(self.from) {
-                        tiles.push(b.load(v, &[at], TileMap::along(&[STEP], &[0]), &[false], d.decode(0))?);
-                    }
-                    let r = f(b, &tiles)?;
-                    b.store(to, r, &[at], TileMap::along(&[STEP], &[0]), &[false])?;
-                    Ok(vec![])
-                })?;
-            }
+            let to = b.view(y, zero, &[count], &[one])?;
+            let nowhere = b.view(nothing, zero, &[none], &[one])?;
+            b.for_loop(zero, count, step, &[], |b, at, _| {
+                let mut tiles = Vec::new();
+                for (&v, d) in views.iter().zip(self.from) {
+                    tiles.push(b.load(v, &[at], TileMap::along(&[STEP], &[0]), &[false], d.decode(0))?);
+                }
+                let r = f(b, &tiles)?;
+                b.store(nowhere, r, &[at], TileMap::along(&[STEP], &[0]), &[false])?;
+                b.store(to, r, &[at], TileMap::along(&[STEP], &[0]), &[false])?;
+                Ok(vec![])
+            })?;
             let base = inputs.len();
             buffers.extend([untouched(self.to, n), untouched(self.to, 3)]);
             let values: Vec<Want> = self.rows.iter().map(|row| eval(row)).collect();
@@ -105,8 +105,11 @@ impl Rows<'_> {
                 loaded: vec![vec![n]; operands],
                 first,
             };
-            let mut shapes = vec![flat("seven", 7, 1)];
-            if self.shapes {
+            let mut shapes = Vec::new();
+            if self.shapes != Shapes::None {
+                shapes.push(flat("seven", 7, 1));
+            }
+            if self.shapes == Shapes::All {
                 let scalar =
                     Shape { what: "scalar", shape: vec![], loaded: vec![vec![]; operands], first: 2 };
                 let mut loaded = vec![vec![3, 5]; operands];
@@ -215,9 +218,25 @@ fn float_golden(d: DType, class: NumericClass, lines: Option<&Vec<Vec<&str>>>) -
     out
 }
 
-/// Types whose tiles of odd shapes are tried; those of extensions differ in their arithmetic only.
-fn shaped(d: DType) -> bool {
-    matches!(Extension::of(d), Extension::Base | Extension::F64)
+/// Which tiles of odd shapes are tried.
+#[derive(Clone, Copy, PartialEq)]
+enum Shapes {
+    None,
+    /// One of seven elements.
+    One,
+    All,
+}
+
+/// How shapes are laid out depends on the type's width and kind, not on the operation: all of them for some types (of long functions
+/// for one), none where arithmetic is what differs.
+fn shapes(d: DType, class: NumericClass) -> Shapes {
+    let long = matches!(class, NumericClass::Ulp(_));
+    match (d, Extension::of(d)) {
+        (DType::F32, _) => Shapes::All,
+        (DType::Bool | DType::I8 | DType::I32 | DType::F16, _) if !long => Shapes::All,
+        (_, Extension::Base | Extension::F64) => Shapes::One,
+        _ => Shapes::None,
+    }
 }
 
 /// Every pair of edges.
@@ -244,7 +263,7 @@ pub fn programs() -> Vec<Program> {
                 to: op.result(d),
                 rows: many(d, 1).into_iter().map(|c| vec![c]).collect(),
                 golden: float_golden(d, op.class(), unaries.get(op.name())),
-                shapes: shaped(d),
+                shapes: shapes(d, op.class()),
             };
             out.extend(rows.program(&|b, x| b.unary(op, x[0]), &|x| {
                 want(op.result(d), approx_unary(op, d, exact(d, x[0])))
@@ -261,7 +280,7 @@ pub fn programs() -> Vec<Program> {
                 to: d,
                 rows: pairs(d),
                 golden,
-                shapes: shaped(d),
+                shapes: shapes(d, op.class()),
             };
             let f = |b: &mut KernelBuilder, x: &[Val]| Ok(b.add_inst(Op::Binary(op), x)?[0]);
             out.extend(rows.program(&f, &|x| want(d, approx_binary(op, d, exact(d, x[0]), exact(d, x[1])))));
@@ -274,7 +293,7 @@ pub fn programs() -> Vec<Program> {
                 to: DType::Bool,
                 rows: pairs(d),
                 golden: vec![],
-                shapes: shaped(d),
+                shapes: shapes(d, op.class()),
             };
             let eval = |x: &[u64]| want(DType::Bool, approx_compare(op, d, exact(d, x[0]), exact(d, x[1])));
             out.extend(rows.program(&|b, x| b.compare(op, x[0], x[1]), &eval));
@@ -288,7 +307,7 @@ pub fn programs() -> Vec<Program> {
             to: d,
             rows: choices,
             golden: vec![],
-            shapes: shaped(d),
+            shapes: shapes(d, NumericClass::Exact),
         };
         let choose = |x: &[u64]| Want::exact(if x[0] != 0 { x[1] } else { x[2] });
         out.extend(rows.program(&|b, x| b.select(x[0], x[1], x[2]), &choose));
@@ -307,8 +326,14 @@ pub fn programs() -> Vec<Program> {
         // The f32 lines hold results rounded once to f32.
         let golden = golden.into_iter().map(|(x, w)| (x, Want::exact(w.code))).collect();
         let from = [d, d, d];
-        let rows =
-            Rows { name: format!("fma/{d}"), from: &from, to: d, rows: triples, golden, shapes: shaped(d) };
+        let rows = Rows {
+            name: format!("fma/{d}"),
+            from: &from,
+            to: d,
+            rows: triples,
+            golden,
+            shapes: shapes(d, NumericClass::Exact),
+        };
         let eval = |x: &[u64]| want(d, approx_fma(d, exact(d, x[0]), exact(d, x[1]), exact(d, x[2])));
         out.extend(rows.program(&|b, x| b.fma(x[0], x[1], x[2]), &eval));
         out.extend(DType::ALL.iter().flat_map(|&to| conversions(d, to)));
@@ -334,6 +359,7 @@ fn converted(from: DType, to: DType) -> Vec<(Vec<u64>, Want)> {
 }
 
 fn conversions(from: DType, to: DType) -> Vec<Program> {
+    let class = NumericClass::Exact;
     let modes = [
         (Overflow::Format, Rounding::NearestEven),
         (Overflow::Saturate, Rounding::NearestEven),
@@ -356,7 +382,11 @@ fn conversions(from: DType, to: DType) -> Vec<Program> {
             to,
             rows: many(from, 2).into_iter().map(|c| vec![c]).collect(),
             golden: if plain { converted(from, to) } else { vec![] },
-            shapes: plain && shaped(from) && shaped(to),
+            shapes: if plain && shapes(to, class) == Shapes::All {
+                shapes(from, class)
+            } else {
+                Shapes::None
+            },
         };
         let f = |b: &mut KernelBuilder, x: &[Val]| Ok(b.add_inst(Op::Cast { to, mode }, x)?[0]);
         // Straight from the value, which may have more bits than f64 holds.
@@ -373,7 +403,7 @@ fn conversions(from: DType, to: DType) -> Vec<Program> {
             to,
             rows: many(from, 3).into_iter().map(|c| vec![c]).collect(),
             golden: vec![],
-            shapes: false,
+            shapes: Shapes::None,
         };
         let f = |b: &mut KernelBuilder, x: &[Val]| Ok(b.add_inst(Op::Bitcast { to }, x)?[0]);
         out.extend(

@@ -328,6 +328,17 @@ fn products() -> Vec<Program> {
     for t in types {
         out.extend(mma(t).ok());
     }
+    for (d, s) in [
+        (F8E4M3FN, F8E8M0),
+        (F8E5M2, F8E8M0),
+        (F6E2M3, F8E8M0),
+        (F6E3M2, F8E8M0),
+        (F4E2M1, F8E8M0),
+        (F4E2M1, F8E4M3FN),
+        (F32, F32),
+    ] {
+        out.extend(mma_scaled(d, s).ok());
+    }
     out
 }
 
@@ -370,6 +381,35 @@ fn mma([acc, left, right]: [DType; 3]) -> Built {
         let (c, a, b) = (p.load(c, &[2, 2])?, p.load(a, &[2, 3])?, p.load(b, &[3, 2])?);
         let r = p.b.mma(c, a, b)?;
         p.store("special", r)?;
+        p.within(err);
+    }
+    Ok(p.finish([1, 1, 1]))
+}
+
+fn mma_scaled(d: DType, s: DType) -> Built {
+    let mut p = Draft::new(&format!("mma_scaled/{d}-{s}"));
+    let acc = DType::F32;
+    for (i, (m, k, n, g, h)) in
+        [(1, 1, 1, 1, 1), (3, 8, 5, 2, 4), (4, 32, 8, 1, 2), (5, 21, 7, 3, 7), (2, 6, 3, 6, 1)]
+            .into_iter()
+            .enumerate()
+    {
+        let (c, a, b) = (small(acc, m * n, 3), small(d, m * k, i as u64), small(d, k * n, i as u64 + 9));
+        let (sa, sb) = (small(s, m * g, 5), small(s, h * n, 6));
+        let size = |d: DType, c: u64| d.decode(c).to_f64().abs();
+        let bound = |at: usize| {
+            let (row, column) = (at / n, at % n);
+            let left = |l: usize| size(d, a[row * k + l]) * size(s, sa[row * g + l / (k / g)]);
+            let right = |l: usize| size(d, b[l * n + column]) * size(s, sb[l / (k / h) * n + column]);
+            sum_bound(acc, k + 4, size(acc, c[at]) + (0..k).map(|l| left(l) * right(l)).sum::<f64>())
+        };
+        let err = (0..m * n).map(bound).collect();
+        let (c, a, b, sa, sb) =
+            (p.input(acc, c), p.input(d, a), p.input(d, b), p.input(s, sa), p.input(s, sb));
+        let (c, a, b) = (p.load(c, &[m, n])?, p.load(a, &[m, k])?, p.load(b, &[k, n])?);
+        let (sa, sb) = (p.load(sa, &[m, g])?, p.load(sb, &[h, n])?);
+        let r = p.b.add_inst(Op::MmaScaled {}, &[c, a, sa, b, sb])?[0];
+        p.store(&format!("{m}x{k}x{n}-{g}-{h}"), r)?;
         p.within(err);
     }
     Ok(p.finish([1, 1, 1]))
@@ -537,7 +577,7 @@ fn control(d: DType) -> Built {
         ("odd", 0, 3, 1),
         ("even", -4, 2, 3),
         ("backward", 3, -3, 1),
-        ("last", i64::MAX - 3, i64::MAX, 2),
+        ("last", i64::MAX - 4, i64::MAX - 1, 1),
     ] {
         let [lo, hi, step] = [lo, hi, step].map(|n| p.b.int(n));
         let zero = p.b.int(0);

@@ -34,8 +34,10 @@ fn the_host_is_as_its_list_says() {
     let (programs, whole) = part();
     let chip = Chip::host().expect("a description of this machine");
     let device = CpuDevice::new(2).expect("threads");
+    let start = std::time::Instant::now();
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     let outcomes = run(&programs, &CpuCompiler { threads: 1 }, &chip, Some(&device), threads);
+    eprintln!("{} programs, {} cases in {:.1?}", programs.len(), outcomes.len(), start.elapsed());
     if whole && std::env::var_os("TONGTU_UPDATE").is_some() {
         std::fs::write(LIST, Expected::of(&outcomes)).unwrap();
     }
