@@ -38,9 +38,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Measure every kernel of a model.
     Profile(ProfileArgs),
-    /// Run a suite of tests.
-    #[command(subcommand)]
-    Conform(Suite),
+    /// Test a chip against the instruction set, or run another suite of tests.
+    Conform(ConformCommand),
     /// List the chips that can be compiled for, or show one.
     Chips(ChipsArgs),
     /// List the devices of this machine.
@@ -245,6 +244,37 @@ pub struct ProfileArgs {
     /// Do not measure this machine's peaks.
     #[arg(long)]
     pub no_peak: bool,
+}
+
+/// The conformance kit of the instruction set, or a suite by name.
+#[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct ConformCommand {
+    /// Another suite.
+    #[command(subcommand)]
+    pub suite: Option<Suite>,
+    #[command(flatten)]
+    pub chip: ConformChipArgs,
+}
+
+/// Arguments of `conform` without a suite.
+#[derive(Args, Debug)]
+pub struct ConformChipArgs {
+    /// The chip.
+    #[arg(long, default_value = "host")]
+    pub chip: String,
+    /// Only cases whose program's name contains this.
+    #[arg(long)]
+    pub filter: Option<String>,
+    /// The list of what is expected not to pass, in place of the built-in one.
+    #[arg(long)]
+    pub list: Option<PathBuf>,
+    /// Write the list that would be needed.
+    #[arg(long, requires = "list")]
+    pub update: bool,
+    /// Write the report as one page of HTML.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
 }
 
 /// Suites of tests.

@@ -7,6 +7,7 @@ mod check;
 mod conform;
 mod data;
 mod info;
+mod kit;
 mod open;
 mod run;
 mod ui;
@@ -28,7 +29,10 @@ fn dispatch(cli: &Cli) -> Done {
         Command::Compile(a) => info::compile(a, json),
         Command::Verify(a) => check::verify(a, json),
         Command::Profile(a) => check::profile(a, json),
-        Command::Conform(Suite::Onnx(a)) => conform::onnx(a, json),
+        Command::Conform(c) => match &c.suite {
+            Some(Suite::Onnx(a)) => conform::onnx(a, json),
+            None => kit::chip(&c.chip, json),
+        },
         Command::ConformWorker(a) => conform::worker(a),
         Command::Chips(a) => info::chips(a, json),
         Command::Devices => info::devices(json),

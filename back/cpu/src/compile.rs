@@ -191,6 +191,7 @@ impl Compiler for CpuCompiler {
                 Binary::Rem | Binary::Mod if first.is_float() => Support::Emulated("math"),
                 _ => Support::Native,
             },
+            Op::MmaScaled {} => Support::Emulated("scales"),
             Op::Cast { to, mode } if mode.rounding != Rounding::NearestEven => {
                 let wide = first.is_int() && first.bits() >= 32 && matches!(to, DType::F32 | DType::F64);
                 if wide && (first.bits() == 64 || *to == DType::F32) {

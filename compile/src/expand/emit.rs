@@ -108,9 +108,35 @@ impl<'a> Emit<'a> {
             (Op::Fma {}, [a, b, c]) => one(self.fused(*a, *b, *c)),
             (Op::Cast { to, mode }, [x]) => one(self.convert(*x, *to, *mode)),
             (Op::Mma {}, [acc, a, b]) => one(self.mma_in_f32(*acc, *a, *b)),
+            (Op::MmaScaled {}, [acc, a, s, b, u]) => one(self.mma_scaled(*acc, [*a, *s], [*b, *u])),
             (Op::Reduce { .. } | Op::Scan { .. }, [x]) => one(self.combine_in_f32(op, *x)),
             _ => None,
         }
+    }
+
+    /// Each scale spread over its neighbours, then a product in the accumulator's type.
+    fn mma_scaled(&mut self, acc: Val, [a, s]: [Val; 2], [b, u]: [Val; 2]) -> Option<Val> {
+        let t = self.ty(acc).dtype();
+        let (x, y) = (self.scaled(a, s, 1, t)?, self.scaled(b, u, 0, t)?);
+        Some(self.op(Op::Mma {}, &[acc, x, y]))
+    }
+
+    fn scaled(&mut self, x: Val, scale: Val, dim: usize, t: DType) -> Option<Val> {
+        let (_, whole) = self.ty(x).as_tile()?;
+        let (_, few) = self.ty(scale).as_tile()?;
+        let (whole, mut apart) = (whole.to_vec(), few.to_vec());
+        let group = whole[dim] / apart[dim];
+        let to = |e: &mut Self, v: Val| match e.ty(v).dtype() == t {
+            true => v,
+            false => e.op(Op::Cast { to: t, mode: CastMode::default() }, &[v]),
+        };
+        let (x, s) = (to(self, x), to(self, scale));
+        apart.insert(dim + 1, 1);
+        let s = self.op(Op::Reshape { shape: apart.clone() }, &[s]);
+        apart[dim + 1] = group;
+        let s = self.op(Op::Broadcast { shape: apart }, &[s]);
+        let s = self.op(Op::Reshape { shape: whole }, &[s]);
+        Some(self.op(Op::Binary(Binary::Mul), &[x, s]))
     }
 
     /// One instruction with one result, expanded if it is not native.

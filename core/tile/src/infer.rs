@@ -259,6 +259,22 @@ pub fn infer(op: &Op, tys: &[&Ty]) -> Result<Vec<Ty>, String> {
             let int = t.is_int() && ad.is_int() && bd.is_int();
             if float || int { Ok(vec![Ty::tile(t, &c)]) } else { Err(format!("{t} + {ad} × {bd}")) }
         }
+        Op::MmaScaled {} => {
+            count(tys, 5)?;
+            let t = tile(tys, 0)?.0;
+            if !matches!(t, DType::F32 | DType::F64) || (1..5).any(|i| !tys[i].dtype().is_float()) {
+                return Err(format!("scaled products of floats add up in f32 or f64, not {t}"));
+            }
+            let ((_, a), (_, s)) = (tile(tys, 1)?, tile(tys, 2)?);
+            let ((_, b), (_, u)) = (tile(tys, 3)?, tile(tys, 4)?);
+            let divides = |n: usize, g: usize| n % g == 0;
+            match (&a[..], &s[..], &b[..], &u[..]) {
+                ([m, k], [sm, g], [_, n], [h, un])
+                    if m == sm && n == un && divides(*k, *g) && divides(*k, *h) => {}
+                _ => return Err(format!("scales {s:?} and {u:?} for {a:?} × {b:?}")),
+            }
+            infer(&Op::Mma {}, &[tys[0], tys[1], tys[3]])
+        }
         Op::View { rank } => {
             if *rank > limits::RANK {
                 return Err(format!("a view of rank {rank}"));

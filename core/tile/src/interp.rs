@@ -86,7 +86,7 @@ impl Default for Options {
 ///
 /// # Errors
 /// Arguments that do not fit the parameters, an access past a buffer's end that no view dim catches, a `for` whose step is not
-/// positive, the step limit, and in checked mode what [`Options::checked`] says.
+/// positive or whose index overflows, the step limit, and in checked mode what [`Options::checked`] says.
 pub fn run(
     kernel: &Kernel,
     grid: [i64; 3],
@@ -428,7 +428,7 @@ impl Machine<'_> {
                     carried = self.region(&inst.blocks[0], params)?;
                     match i.checked_add(step) {
                         Some(next) => i = next,
-                        None => break,
+                        None => return self.fail(format!("a loop's index overflows after {i}")),
                     }
                 }
                 Ok(carried)
@@ -527,7 +527,7 @@ impl Machine<'_> {
             }
             Op::Reduce { combiner, dims } => return self.reduce(inst, *combiner, dims),
             Op::Scan { combiner, dim, reverse } => return self.scan(inst, *combiner, *dim, *reverse),
-            Op::Mma {} => self.mma(inst)?,
+            Op::Mma {} | Op::MmaScaled {} => self.mma(inst)?,
             Op::View { rank } => {
                 let ints = |m: &Self, vals: &[Val]| vals.iter().map(|&v| m.int(v)).collect::<Run<Vec<_>>>();
                 let view = ViewData {
@@ -697,12 +697,27 @@ impl Machine<'_> {
     }
 
     fn mma(&mut self, inst: &Inst) -> Run<Vec<u64>> {
-        let [acc, a, b] = inst.operands[..] else { return self.fail("mma takes 3 operands".into()) };
+        let (acc, a, b, scales) = match inst.operands[..] {
+            [acc, a, b] => (acc, a, b, None),
+            [acc, a, s, b, u] => (acc, a, b, Some((s, u))),
+            _ => return self.fail("mma takes 3 operands, or 5".into()),
+        };
         let (t, ta, tb) = (self.dtype(acc), self.dtype(a), self.dtype(b));
         let (m, k, n) = (self.shape(a)[0], self.shape(a)[1], self.shape(b)[1]);
         self.steps += (m * n * k) as u64;
         let decode = |c: &[u64], d: DType| c.iter().map(|&c| d.decode(c)).collect::<Vec<_>>();
-        let (x, y) = (decode(&self.get(a)?, ta), decode(&self.get(b)?, tb));
+        let (mut x, mut y) = (decode(&self.get(a)?, ta), decode(&self.get(b)?, tb));
+        if let Some((s, u)) = scales {
+            let (groups, others) = (self.shape(s)[1], self.shape(u)[0]);
+            let (s, u) = (decode(&self.get(s)?, self.dtype(s)), decode(&self.get(u)?, self.dtype(u)));
+            let scaled = |x: Num, s: Num| eval_binary(Binary::Mul, t, x, s);
+            for (i, x) in x.iter_mut().enumerate() {
+                *x = scaled(*x, s[i / k * groups + i % k / (k / groups)]);
+            }
+            for (i, y) in y.iter_mut().enumerate() {
+                *y = scaled(*y, u[i / n / (k / others) * n + i % n]);
+            }
+        }
         let mut out = self.get(acc)?.to_vec();
         for i in 0..m {
             for j in 0..n {

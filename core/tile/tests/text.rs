@@ -53,7 +53,7 @@ fn every_instruction_survives() {
     round_trip(&k);
     let text = k.to_string();
     for row in tongtu_tile::op::TABLE {
-        let skipped = ["num_programs", "buffer_len"].contains(&row.name);
+        let skipped = ["num_programs", "buffer_len", "mma_scaled"].contains(&row.name);
         assert!(skipped || text.contains(&format!(" {}", row.name)), "{} is not in the text", row.name);
     }
 }

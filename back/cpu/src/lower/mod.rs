@@ -364,6 +364,7 @@ impl<'k> Fun<'k> {
             Op::Reduce { combiner, dims } => self.reduce(inst, *combiner, dims),
             Op::Scan { combiner, dim, reverse } => self.scan(inst, *combiner, *dim, *reverse),
             Op::Mma {} => self.mma(inst),
+            Op::MmaScaled {} => self.unsupported(inst, "scales are applied before"),
             Op::View { rank } => {
                 let buffer = self.buffer(inst.operands[0])?;
                 let scalars =

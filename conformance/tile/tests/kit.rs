@@ -1,0 +1,66 @@
+//! The kit against the reference interpreter and against itself.
+
+use std::collections::BTreeSet;
+
+use tongtu_conformance::{Expected, Outcome, Report, Verdict, programs};
+use tongtu_tensor::{DType, Num};
+use tongtu_tile::interp::{Options, run};
+use tongtu_tile::op::rows;
+use tongtu_tile::verify;
+
+/// The interpreter passes every case: what other programs computed, what formulas say, and the bounds agree with it.
+#[test]
+fn the_interpreter_passes() {
+    let mut wrong = Vec::new();
+    let (mut names, mut instructions, mut types) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let all = programs();
+    for p in &all {
+        verify(&p.kernel).unwrap_or_else(|e| panic!("{}: {}", p.name(), e[0]));
+        let mut after = p.buffers.clone();
+        let scalars: Vec<Num> = p.scalars.iter().map(|s| s.1).collect();
+        run(&p.kernel, p.grid, &mut after, &scalars, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
+        for (c, found) in p.checks.iter().zip(p.compare(&after)) {
+            assert!(names.insert(c.case.clone()), "{} is there twice", c.case);
+            wrong.extend(found.map(|f| format!("{}: {f}", c.case)));
+        }
+        let text = p.kernel.to_string();
+        instructions.extend(text.split([' ', '\n']).map(str::to_string));
+        types.extend(p.buffers.iter().map(|b| b.dtype));
+    }
+    assert!(wrong.is_empty(), "{} cases\n{}", wrong.len(), wrong[..wrong.len().min(40)].join("\n"));
+    assert!(names.len() > 5000, "{}", names.len());
+    let absent: Vec<&str> = rows().iter().map(|r| r.name).filter(|n| !instructions.contains(*n)).collect();
+    assert!(absent.is_empty(), "no case has {absent:?}");
+    assert_eq!(types.len(), DType::ALL.len());
+}
+
+#[test]
+fn lists_hold_both_ways() {
+    let outcome = |case: &str, verdict| Outcome {
+        case: case.into(),
+        verdict,
+        detail: "why".into(),
+        extensions: vec!["base".into()],
+    };
+    let cases = vec![
+        outcome("a/f32/x", Verdict::Pass),
+        outcome("b/f32/x", Verdict::Unsupported),
+        outcome("b/f32/y", Verdict::Unsupported),
+        outcome("c/f32/x", Verdict::Fail),
+        outcome("c/f32/y", Verdict::Pass),
+    ];
+    let list = Expected::of(&cases);
+    assert_eq!(list.lines().skip(1).collect::<Vec<_>>(), ["b/f32\tunsupported\twhy", "c/f32/x\tfail\twhy"]);
+    let good = Report::new("chip", cases.clone(), &Expected::parse(&list), true);
+    assert!(good.unexpected.is_empty(), "{:?}", good.unexpected);
+    assert!(good.html().contains("class=\"fail\"") && good.json()["counts"]["fail"] == 1);
+    // A failure that is not listed, a pass that is, an entry for nothing.
+    let bad = Report::new(
+        "chip",
+        cases,
+        &Expected::parse("a/f32\tfail\twhy\nz/f32\tfail\twhy\nb/f32\tunsupported\twhy\n"),
+        true,
+    );
+    assert_eq!(bad.unexpected.len(), 3, "{:?}", bad.unexpected);
+    assert!(bad.text().contains("UNEXPECTED  a/f32/x: pass, the list says fail"));
+}
