@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::json;
 use tongtu::onnx::FileKind;
-use tongtu::{HostValue, Model, Session, Value};
+use tongtu::{HostValue, LoadOptions, Model, Session, Value};
 
 use crate::args::RunArgs;
 use crate::data::{self, Tolerance};
