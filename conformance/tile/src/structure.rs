@@ -51,6 +51,7 @@ pub fn programs() -> Vec<Program> {
         out.extend(take_along(d).ok());
         out.extend(blocks(d).ok());
         out.extend(edges_of_views(d).ok());
+        out.extend(prefetch(d).ok());
         out.extend(indexed(d).ok());
         out.extend(scratch(d).ok());
         out.extend(control(d).ok());
@@ -465,6 +466,20 @@ fn edges_of_views(d: DType) -> Built {
         let t = p.b.load(v, &[zero, last], map, &[false, false], pad)?;
         p.store(what, t)?;
     }
+    Ok(p.finish([1, 1, 1]))
+}
+
+/// Saying what will be read changes nothing, wherever it points.
+fn prefetch(d: DType) -> Built {
+    let mut p = Draft::new(&format!("prefetch/{d}"));
+    let x = p.input(d, cycled(d, 40, 1));
+    let v = p.view(x, &[5, 8])?;
+    for at in [[0, 0], [4, 7], [-1, 3], [5, 0], [1 << 40, 1]] {
+        let index = at.map(|n| p.b.int(n));
+        p.b.prefetch(v, &index)?;
+    }
+    let t = p.load(x, &[5, 8])?;
+    p.store("unchanged", t)?;
     Ok(p.finish([1, 1, 1]))
 }
 

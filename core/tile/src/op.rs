@@ -286,10 +286,6 @@ tile_table! {
         rule "`a` is [m, k], `b` is [k, n], `acc` is [m, n]; all floats or all integers, not necessarily of one type.";
         "`acc + a × b`. Each product is exact or rounded to the accumulator's type, sums are in the accumulator's type or a wider one, in any order; subnormal operands narrower than f32 and subnormal results may be flushed to zero. Integer sums wrap.";
         "%r: f32[2, 2] = mma %m, %m, %m";
-    158 MmaScaled "mma_scaled" ("acc", "a", "a_scale", "b", "b_scale") -> "as acc" {  } 1 Mx Regrouped
-        rule "`acc` is [m, n] of f32 or f64, `a` is [m, k], `b` is [k, n], `a_scale` is [m, g], `b_scale` is [h, n], all floats; g and h divide k.";
-        "`acc + (a × a_scale) × (b × b_scale)`, where each scale serves k / g (of `b` k / h) neighbours along the summed dim. A scaled element is exact or rounded to the accumulator's type; from there on it is `mma` in that type.";
-        "%s: f32[2, 1] = extract %m {offset = [0, 0], shape = [2, 1]}\n  %u: f32[1, 2] = extract %m {offset = [0, 0], shape = [1, 2]}\n  %r: f32[2, 2] = mma_scaled %m, %m, %s, %m, %u";
     146 View "view" ("buffer", "offset", "dims…", "strides…") -> "view" { rank: usize = "Number of dims." } 1 Base Exact
         rule "A buffer, then i64 scalars: the offset, `rank` dims, `rank` strides.";
         "A window on a buffer: element `(i…)` is buffer element `offset + Σ i × stride`, for `i` from 0 up to the dim. Dims and strides may be anything, 0 and negative too; a dim below 1 makes the view empty. Making a view accesses nothing.";
@@ -353,4 +349,8 @@ tile_table! {
         rule "An i64 index for each view dim.";
         "Says that the element at an index, and those near it, will be read soon. No result depends on it; the index may be outside the view.";
         "prefetch %v[%zero]";
+    159 MmaScaled "mma_scaled" ("acc", "a", "a_scale", "b", "b_scale") -> "as acc" {  } 1 Mx Regrouped
+        rule "`acc` is [m, n] of f32 or f64, `a` is [m, k], `b` is [k, n], `a_scale` is [m, g], `b_scale` is [h, n], all floats; g and h divide k.";
+        "`acc + (a × a_scale) × (b × b_scale)`, where each scale serves k / g (of `b` k / h) neighbours along the summed dim. A scaled element is exact or rounded to the accumulator's type; from there on it is `mma` in that type.";
+        "%s: f32[2, 1] = extract %m {offset = [0, 0], shape = [2, 1]}\n  %u: f32[1, 2] = extract %m {offset = [0, 0], shape = [1, 2]}\n  %r: f32[2, 2] = mma_scaled %m, %m, %s, %m, %u";
 }
