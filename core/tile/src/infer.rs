@@ -267,7 +267,7 @@ pub fn infer(op: &Op, tys: &[&Ty]) -> Result<Vec<Ty>, String> {
             }
             let ((_, a), (_, s)) = (tile(tys, 1)?, tile(tys, 2)?);
             let ((_, b), (_, u)) = (tile(tys, 3)?, tile(tys, 4)?);
-            let divides = |n: usize, g: usize| n % g == 0;
+            let divides = |n: usize, g: usize| n.is_multiple_of(g);
             match (&a[..], &s[..], &b[..], &u[..]) {
                 ([m, k], [sm, g], [_, n], [h, un])
                     if m == sm && n == un && divides(*k, *g) && divides(*k, *h) => {}
