@@ -79,7 +79,7 @@ fn kinds(dir: &Path, what: &str) -> Vec<FileKind> {
 /// A model that runs.
 enum Ready {
     Compiled(Session),
-    Interpreted(Model),
+    Interpreted(Box<Model>),
 }
 
 impl Ready {
@@ -145,7 +145,7 @@ fn test(dir: &Path, interpret: bool, options: &Options) -> Result<Found, Fail> {
                 out_kinds = data::output_kinds(model.loaded().outputs.iter().map(|p| p.ty.clone()));
             }
             ready = Some(match interpret {
-                true => Ready::Interpreted(model),
+                true => Ready::Interpreted(Box::new(model)),
                 false => match model.compile(options) {
                     Ok(session) => {
                         found.host |= info::has_host_steps(&session);

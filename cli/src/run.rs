@@ -136,7 +136,7 @@ fn with_ones(
 /// A model that runs.
 enum Ready {
     Compiled(Session),
-    Interpreted(Model),
+    Interpreted(Box<Model>),
 }
 
 /// Inputs by name.
@@ -147,7 +147,7 @@ type Inputs = Vec<(String, Value)>;
 fn prepare(args: &RunArgs) -> Result<(Ready, Option<Inputs>), Fail> {
     let options = open::options(&args.model);
     let whole = match args.interpret && !open::is_bundle(&args.model.model)? {
-        true => open::model(&args.model).map(Ready::Interpreted),
+        true => open::model(&args.model).map(|m| Ready::Interpreted(Box::new(m))),
         false => open::session(&args.model, &options).map(Ready::Compiled),
     };
     let path = &args.model.model;
@@ -170,7 +170,7 @@ fn prepare(args: &RunArgs) -> Result<(Ready, Option<Inputs>), Fail> {
     }
     let left = inputs.into_iter().filter(|(n, _)| !fixed.contains(n)).collect();
     let ready = match args.interpret {
-        true => Ready::Interpreted(model),
+        true => Ready::Interpreted(Box::new(model)),
         false => {
             let _wait = Progress::wait("compiling");
             Ready::Compiled(model.into_session(&options)?)
