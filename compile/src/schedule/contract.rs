@@ -146,6 +146,8 @@ pub struct Tiles {
     pub sizes: Vec<usize>,
     /// Where the number of rows is known, the number of tiles and how many of them have the greater of two sizes.
     even: Option<(i64, i64)>,
+    /// Whether the last tile may reach past the rows.
+    padded: bool,
     /// Tiles of a block.
     per: Dim,
     /// Number of blocks.
@@ -168,6 +170,7 @@ impl Tiles {
             return Tiles {
                 sizes,
                 even: Some((count, tall)),
+                padded: false,
                 per: Dim::from(per),
                 blocks,
                 rows: rows.clone(),
@@ -184,7 +187,22 @@ impl Tiles {
         let blocks = count.ceildiv(&Dim::from(most)).max(&count.min(&Dim::from(least))).max(&one);
         let per = count.ceildiv(&blocks).max(&one);
         let blocks = count.ceildiv(&per);
-        Tiles { sizes, even: None, per, blocks, rows: rows.clone() }
+        Tiles { sizes, even: None, padded: false, per, blocks, rows: rows.clone() }
+    }
+
+    /// Tiles of one size, the last one of which may reach past the rows.
+    fn padded(rows: &Dim, height: usize, most: i64, least: i64) -> Tiles {
+        let known = rows.as_const().filter(|&m| m > 0);
+        let height = known.map_or(height as i64, |m| {
+            let count = (m + height as i64 - 1) / height as i64;
+            (m + count - 1) / count
+        });
+        let count = rows.ceildiv(&Dim::from(height));
+        let one = Dim::from(1);
+        let blocks = count.ceildiv(&Dim::from(most)).max(&count.min(&Dim::from(least))).max(&one);
+        let per = count.ceildiv(&blocks).max(&one);
+        let blocks = count.ceildiv(&per);
+        Tiles { sizes: vec![height as usize], even: None, padded: true, per, blocks, rows: rows.clone() }
     }
 
     /// Whether there may be more than one tile.
@@ -240,7 +258,11 @@ impl Tiles {
         hi: Val,
         tile: &mut dyn FnMut(&mut Emitter<'_>, Val, usize) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let Some((_, tall)) = self.even else { return cover_rows(e, lo, hi, &self.sizes, tile) };
+        let tall = match self.even {
+            Some((_, tall)) => tall,
+            None if self.padded => 0,
+            None => return cover_rows(e, lo, hi, &self.sizes, tile),
+        };
         let mut run = |e: &mut Emitter<'_>, lo: Val, hi: Val, size: usize| -> Result<(), Error> {
             e.for_loop(lo, hi, size as i64, &[], |e, m, _| {
                 tile(e, m, size)?;
@@ -315,7 +337,11 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
     // Few panels are a block, and rows are cut for the cores instead.
     let panels = nn.ceildiv(&Dim::from(nr as i64));
     let least = if panels.as_const().is_some_and(|p| p > NC_PANELS) { 1 } else { 2 };
-    let tiles = Tiles::new(&m, mr, if unit.is_some() { MC_TILES / 2 } else { MC_TILES }, least);
+    // A matrix unit's squares have one size in a kernel.
+    let tiles = match &unit {
+        Some(_) => Tiles::padded(&m, mr, MC_TILES / 2, least),
+        None => Tiles::new(&m, mr, MC_TILES, least),
+    };
     let st = if unit.is_some() { a_type } else { ct };
     let order: Vec<usize> =
         k_outer.iter().map(|&i| b.over[i]).chain((!over.is_empty()).then(|| b.over[ki])).collect();
@@ -556,7 +582,8 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
             })?;
             let finish = |e: &mut Emitter<'_>, acc: Val, p: Val| -> Result<Vec<Val>, Error> {
                 let n0 = e.b.mul_int(p, nr as i64)?;
-                epilogue(e, out, acc, finish_view, &outs, &mut |e, row| {
+                let rows = if tiles.padded { Some(e.b.sub(m_hi, m0)?) } else { None };
+                epilogue_of(e, out, acc, finish_view, rows, &outs, &mut |e, row| {
                     let mut c = base_coords.clone();
                     if let Some(i) = m_at {
                         c[i] = match row {
@@ -747,6 +774,19 @@ pub fn epilogue(
     outs: &[Val],
     coords: &mut Place<'_>,
 ) -> Result<(), Error> {
+    epilogue_of(e, anchor, acc, scratch, None, outs, coords)
+}
+
+/// As [`epilogue`], for no more than a number of rows where there is scratch.
+fn epilogue_of(
+    e: &mut Emitter<'_>,
+    anchor: ValueId,
+    acc: Val,
+    scratch: Option<Val>,
+    most: Option<Val>,
+    outs: &[Val],
+    coords: &mut Place<'_>,
+) -> Result<(), Error> {
     let g = e.graph;
     let finish = |e: &mut Emitter<'_>, acc: Val, c: &[Coord]| -> Result<(), Error> {
         let t = e.b.cast(acc, g.dtype(anchor), CAST)?;
@@ -762,7 +802,10 @@ pub fn epilogue(
         return finish(e, acc, &c);
     };
     let shape = e.shape.clone();
-    let (zero, rows) = (e.b.int(0), e.b.int(shape[0] as i64));
+    let (zero, mut rows) = (e.b.int(0), e.b.int(shape[0] as i64));
+    if let Some(most) = most {
+        rows = e.b.min(rows, most)?;
+    }
     e.b.store(view, acc, &[zero, zero], TileMap::along(&shape, &[0, 1]), &[true, true])?;
     let ct = e.b.dtype(acc);
     e.for_loop(zero, rows, 1, &[], |e, row, _| {

@@ -170,6 +170,11 @@ fn products_of_bytes_are_exact() {
             };
             let name = format!("{left} x {right}, {m} x {k} x {n}");
             check(&name, Symbols::new(), &Case { inputs: &inputs, build: &build }, &[1]);
+            let mut symbols = Symbols::new();
+            let rows = Dim::from(symbols.fresh("m"));
+            let [a, w, z] = inputs;
+            let inputs = [(left, vec![rows, Dim::from(k as i64)], a.2), w, z];
+            check(&name, symbols, &Case { inputs: &inputs, build: &build }, &[1]);
         }
     }
 }
