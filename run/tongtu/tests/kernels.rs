@@ -52,7 +52,7 @@ fn module() -> Module {
 #[test]
 fn a_kernel_of_the_model_is_compiled_and_verified() {
     let m = module();
-    let plan = pipeline::compile(&m, &Options::host().threads(1).without_cache()).unwrap();
+    let plan = pipeline::compile(m.clone(), &Options::host().threads(1).without_cache()).unwrap();
     let session = Session::from_plan(plan, &Options::host().threads(1)).unwrap();
     for (rows, n) in [(1usize, 1usize), (3, 16), (5, 37), (2, 0)] {
         let values: Vec<f32> = (0..rows * n).map(|i| (i as f32 - 20.0) * 0.25).collect();
