@@ -25,7 +25,7 @@ const UNIT_BYTES: i64 = 2048;
 /// Most register tiles of rows in a block.
 const MC_TILES: i64 = 12;
 /// Bytes that a prefetch brings.
-const CACHE_LINE: usize = 64;
+pub const CACHE_LINE: usize = 64;
 /// Panels that one row is multiplied by at once.
 const WIDE: usize = 4;
 /// Most panels of the right operand in a block.

@@ -9,7 +9,7 @@ use tongtu_tensor::dim::Dim;
 use tongtu_tensor::scalar::{Binary, Compare};
 use tongtu_tile::{Access, Factor, TileMap, Val};
 
-use super::contract::{compute_type, epilogue, epilogue_view, heavy_epilogue, register_tile};
+use super::contract::{CACHE_LINE, compute_type, epilogue, epilogue_view, heavy_epilogue, register_tile};
 use super::conv::Conv;
 use super::taps::cut;
 use super::{Pack, Request, Scheduled, blocks, delinear, product};
@@ -26,6 +26,8 @@ const BLOCK: i64 = 192;
 const APART: i64 = 2048;
 /// Bytes by which such columns are set further apart.
 const PUSH: i64 = 64;
+/// Most register tiles of an instance for which a block is brought nearer ahead of its use.
+const PREFETCHED: i64 = 32;
 /// Instances that there should be at least, so that several threads have work.
 const INSTANCES: i64 = 8;
 
@@ -465,6 +467,10 @@ pub fn schedule(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
         (BLOCK / k_len, 1)
     };
     let (len, count) = ((k_len + cuts - 1) / cuts, (runs + per - 1) / per.max(1) * cuts);
+    // Few tiles read a block before the next one is needed: it comes nearer while they do.
+    let ahead = single.map(|w| (w, w * rows)).filter(|a| !planar && a.1 > 0 && a.1 <= PREFETCHED * mr as i64);
+    let brought = (CACHE_LINE as i64 * 8 / g.dtype(c.kernel).bits() as i64).max(1);
+    let (packed, _) = e.view(kb, &[product(&panel_dims)])?;
     let sums_row = columns + mr as i64;
     let sums = if count > 1 {
         Some(epilogue_view(&mut e, ct, (rows.max(1) * sums_row) as usize, nr)?)
@@ -527,6 +533,26 @@ pub fn schedule(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
                     ((lo, e.b.min(hi, runs_v)?), (zero, k_len_v))
                 } else {
                     ((zero, runs_v), (zero, k_len_v))
+                };
+                // Where in the next block this tile's share begins, for step 0 of the panel.
+                let next = match ahead {
+                    Some((w, total)) => {
+                        let depth = if cuts > 1 { len } else { per * k_len } * nr as i64;
+                        let done = e.b.mul_int(row_in_block, w)?;
+                        let done = e.b.add(done, col)?;
+                        let share = e.b.mul_int(done, depth)?;
+                        let total_v = e.b.int(total);
+                        let share = e.b.div(share, total_v)?;
+                        let begin = e.b.mul_int(from, k_len)?;
+                        let begin = e.b.add(begin, k_lo)?;
+                        let each = ((nr * size) as i64 + total - 1) / total;
+                        let at = e.b.mul_int(begin, nr as i64 - each)?;
+                        let panel = e.b.mul_int(panel, taps * ic * nr as i64)?;
+                        let at = e.b.add(at, panel)?;
+                        let at = e.b.add(at, share)?;
+                        Some((e.b.add_int(at, depth)?, each))
+                    }
+                    None => None,
                 };
                 let acc = e.for_loop(from, to, 1, &init, |e, t, carried| {
                     let mut rest = t;
@@ -591,6 +617,14 @@ pub fn schedule(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
                             e.load_view(kb, kv, &kstrides, &panel_dims, &at, zero_of(g.dtype(c.kernel)))?;
                         e.shape = shape;
                         let b = e.b.cast(b, ct, CAST)?;
+                        if let Some((next, each)) = next {
+                            let far = e.b.mul_int(kr, each)?;
+                            let at = e.b.add(next, far)?;
+                            for part in 0..(each + brought - 1) / brought {
+                                let at = e.b.add_int(at, part * brought)?;
+                                e.b.prefetch(packed, &[at])?;
+                            }
+                        }
                         Ok::<_, Error>(vec![e.b.mma(acc, a, b)?])
                     };
                     if planar {
