@@ -355,6 +355,11 @@ pub fn infer(op: &Op, tys: &[&Ty]) -> Result<Vec<Ty>, String> {
                 {
                     Err("arg-combiners are not atomic".into())
                 }
+                Op::AtomicReduce { combiner, .. } | Op::AtomicRmw { combiner, .. }
+                    if combiner.binary().is_some_and(|b| !b.accepts(d)) =>
+                {
+                    Err(format!("'{}' does not take {d}", combiner.name()))
+                }
                 Op::AtomicRmw { .. } => one(d, &s),
                 _ => Ok(vec![]),
             }
