@@ -86,7 +86,7 @@ fn per_channel(b: &mut Builder<'_>, op: Binary, x: ValueId, seed: usize) -> Valu
 }
 
 #[test]
-fn a_residual_network_permutes_only_at_its_ends() {
+fn a_residual_network_of_few_channels_permutes_nothing() {
     let m = module(&[&[0, 3, 8, 8]], |b, x| {
         let mut y = x[0];
         for i in 0..3 {
@@ -106,8 +106,7 @@ fn a_residual_network_permutes_only_at_its_ends() {
         vec![f]
     });
     let p = prepared(&m);
-    assert_eq!(count(&p, "permute"), 1, "{p}");
-    assert_eq!(ops(&p)[0], "permute", "{p}");
+    assert_eq!(count(&p, "permute"), 0, "{p}");
     // The normalisation's factor is in the kernel, its shifts are one addition.
     assert_eq!((count(&p, "mul"), count(&p, "sub")), (1, 0), "{p}");
     assert_eq!(count(&p, "add"), 5, "{p}");
@@ -132,7 +131,7 @@ fn squeeze_and_excite_stays_channels_last() {
         vec![b.reshape(y, &[flat[0].clone(), flat[1].clone()]).unwrap()]
     });
     let p = prepared(&m);
-    assert_eq!(count(&p, "permute"), 1, "{p}");
+    assert_eq!(count(&p, "permute"), 0, "{p}");
     assert_eq!(count(&p, "conv"), 2, "{p}");
     assert_eq!(count(&p, "contract"), 2, "{p}");
     assert_eq!(count(&p, "reshape"), 0, "{p}");
@@ -157,7 +156,7 @@ fn tokens_of_patches_need_no_permutation() {
         vec![b.contract(q, k, &[(0, 0), (1, 1)], &[(3, 2)], DType::F32).unwrap()]
     });
     let p = prepared(&m);
-    assert_eq!(ops(&p), ["permute", "conv", "contract", "reshape", "contract"], "{p}");
+    assert_eq!(ops(&p), ["conv", "contract", "reshape", "contract"], "{p}");
 }
 
 #[test]
@@ -173,7 +172,7 @@ fn group_normalisation_stays_channels_last() {
         vec![conv3(b, v, 2, 2)]
     });
     let p = prepared(&m);
-    assert_eq!(count(&p, "permute"), 2, "{p}");
+    assert_eq!(count(&p, "permute"), 1, "{p}");
 }
 
 #[test]
@@ -190,7 +189,7 @@ fn groups_normalised_as_joined_dims_stay_channels_last() {
         vec![conv3(b, v, 2, 2)]
     });
     let p = prepared(&m);
-    assert_eq!(count(&p, "permute"), 2, "{p}");
+    assert_eq!(count(&p, "permute"), 1, "{p}");
 }
 
 #[test]
@@ -211,7 +210,7 @@ fn channel_shuffles_and_blocks_of_pixels_move_once() {
     });
     let p = prepared(&m);
     // The shuffle, the blocks, and both ends.
-    assert_eq!(count(&p, "permute"), 4, "{p}");
+    assert_eq!(count(&p, "permute"), 3, "{p}");
 }
 
 #[test]
@@ -252,7 +251,7 @@ fn padding_goes_into_convolutions_and_poolings() {
         vec![b.window_reduce(Combiner::Max, y, spec).unwrap()]
     });
     let p = prepared(&m);
-    assert_eq!(ops(&p), ["permute", "conv", "window_reduce", "permute"], "{p}");
+    assert_eq!(ops(&p), ["conv", "window_reduce", "permute"], "{p}");
 }
 
 fn transposed(spatial: &[i64], kernel: usize, stride: i64, low: i64, high: i64, groups: i64) -> Module {
