@@ -3,7 +3,7 @@
 //! A row gives an instruction's number, name, operands, attributes, extension, numeric class, type rule, meaning and an example.
 //! The enum [`Op`], the text form, the binary form, the pages of the specification and the conformance kit follow from it. The
 //! scalar operations ([`Unary`], [`Binary`], [`Compare`]) come from the scalar table, act elementwise on tiles of equal shape and
-//! print under their own names; [`scalar`](crate::scalar) gives them numbers.
+//! print under their own names; `scalar.rs` gives them numbers.
 
 use std::borrow::Cow;
 
