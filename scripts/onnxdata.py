@@ -5,6 +5,7 @@ serialised TensorProto, SequenceProto or OptionalProto. Expected outputs come fr
 optimisations off, so that they follow the model's own operators.
 """
 
+import argparse
 import json
 import os
 import pathlib
@@ -96,3 +97,23 @@ def is_current(folder, stamp):
 def finish(folder, stamp):
     """Mark `folder` complete."""
     (folder / ".stamp").write_text(stamp)
+
+
+def write_suite(description, name, stamp, write):
+    """The program that writes a suite of tests to the folder `name` in the cache unless it is there with this stamp:
+    `write(folder)` writes the tests and gives their names, which go to `index.txt`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--force", action="store_true", help="write the tests even if they are there")
+    arguments = parser.parse_args()
+    target = cache_dir() / name
+    if is_current(target, stamp) and not arguments.force:
+        print(f"{target}: current")
+        return
+    fresh = target.with_name(target.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    names = write(fresh)
+    (fresh / "index.txt").write_text("".join(f"{name}\n" for name in sorted(names)))
+    finish(fresh, stamp)
+    shutil.rmtree(target, ignore_errors=True)
+    fresh.rename(target)
+    print(f"{target}: {len(names)} tests")

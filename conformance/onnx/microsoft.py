@@ -6,10 +6,8 @@ Result, under ~/.cache/tongtu/onnx-microsoft: one folder a test in ONNX's layout
 `index.txt`. Every test is one node on random numbers from a fixed seed.
 """
 
-import argparse
 import json
 import pathlib
-import shutil
 import sys
 
 import numpy as np
@@ -236,27 +234,18 @@ def quantised(c):
           constants=(1, 2, 8, 9, 10, 11), atol=0.02, hidden_size=hidden)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--force", action="store_true", help="write the tests even if they are there")
-    arguments = parser.parse_args()
-    import onnxruntime
-
-    target = onnxdata.cache_dir() / "onnx-microsoft"
-    stamp = f"{VERSION} onnxruntime {onnxruntime.__version__} numpy {np.__version__}"
-    if onnxdata.is_current(target, stamp) and not arguments.force:
-        print(f"{target}: current")
-        return
-    fresh = target.with_name(target.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    cases = Cases(fresh)
+def write(folder):
+    cases = Cases(folder)
     for part in (attention, grouped, normalisation, fused, quantised):
         part(cases)
-    (fresh / "index.txt").write_text("".join(f"{name}\n" for name in sorted(cases.names)))
-    onnxdata.finish(fresh, stamp)
-    shutil.rmtree(target, ignore_errors=True)
-    fresh.rename(target)
-    print(f"{target}: {len(cases.names)} tests")
+    return cases.names
+
+
+def main():
+    import onnxruntime
+
+    stamp = f"{VERSION} onnxruntime {onnxruntime.__version__} numpy {np.__version__}"
+    onnxdata.write_suite(__doc__.splitlines()[0], "onnx-microsoft", stamp, write)
 
 
 if __name__ == "__main__":

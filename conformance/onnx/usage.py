@@ -7,10 +7,8 @@ Every model is written in ONNX's text form; the results are those of ONNX Runtim
 where ONNX Runtime has no kernel for the types.
 """
 
-import argparse
 import json
 import pathlib
-import shutil
 import sys
 
 import ml_dtypes
@@ -515,27 +513,18 @@ def versions(c):
     """, {"x": normal(1, 4)}, extra=', "own" : 1')
 
 
-def main():
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--force", action="store_true", help="write the tests even if they are there")
-    arguments = arguments.parse_args()
-    import onnxruntime
-
-    target = onnxdata.cache_dir() / "onnx-usage"
-    stamp = f"{VERSION} onnx {onnx.__version__} onnxruntime {onnxruntime.__version__} numpy {np.__version__}"
-    if onnxdata.is_current(target, stamp) and not arguments.force:
-        print(f"{target}: current")
-        return
-    fresh = target.with_name(target.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    cases = Cases(fresh)
+def write(folder):
+    cases = Cases(folder)
     for part in (graphs, empty, control, types, versions):
         part(cases)
-    (fresh / "index.txt").write_text("".join(f"{name}\n" for name in sorted(cases.names)))
-    onnxdata.finish(fresh, stamp)
-    shutil.rmtree(target, ignore_errors=True)
-    fresh.rename(target)
-    print(f"{target}: {len(cases.names)} tests")
+    return cases.names
+
+
+def main():
+    import onnxruntime
+
+    stamp = f"{VERSION} onnx {onnx.__version__} onnxruntime {onnxruntime.__version__} numpy {np.__version__}"
+    onnxdata.write_suite(__doc__.splitlines()[0], "onnx-usage", stamp, write)
 
 
 if __name__ == "__main__":
