@@ -25,6 +25,7 @@ mod narrow;
 mod rewrite;
 mod stats;
 mod strided;
+mod widen;
 
 pub use dce::dce;
 pub use inline::inline;
@@ -65,6 +66,7 @@ const LAYOUT: &[Rule] = &[
     elementwise::rule,
     arith::rule,
     narrow::rule,
+    widen::rule,
     linear::rule,
     dilation::rule,
     layout::rule,
@@ -78,6 +80,7 @@ const FINISH: &[Rule] = &[
     elementwise::rule,
     arith::rule,
     narrow::rule,
+    widen::rule,
     linear::rule,
     dilation::rule,
     layout::finish,

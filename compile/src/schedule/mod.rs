@@ -288,10 +288,7 @@ fn identity(combiner: Combiner, dtype: DType) -> Num {
             if dtype.is_bool() {
                 Num::Int(1)
             } else if float {
-                match lowest(dtype) {
-                    Num::Float(x) => Num::Float(-x),
-                    n => n,
-                }
+                highest(dtype)
             } else {
                 dtype.max_value()
             }
@@ -299,12 +296,17 @@ fn identity(combiner: Combiner, dtype: DType) -> Num {
     }
 }
 
+/// Whether schedules start from the infinities of a type.
+fn infinite(dtype: DType) -> bool {
+    matches!(dtype, DType::F16 | DType::BF16 | DType::F32 | DType::F64 | DType::F8E5M2)
+}
+
 fn lowest(dtype: DType) -> Num {
-    if matches!(dtype, DType::F16 | DType::BF16 | DType::F32 | DType::F64 | DType::F8E5M2) {
-        Num::Float(f64::NEG_INFINITY)
-    } else {
-        dtype.min_value()
-    }
+    if infinite(dtype) { Num::Float(f64::NEG_INFINITY) } else { dtype.min_value() }
+}
+
+fn highest(dtype: DType) -> Num {
+    if infinite(dtype) { Num::Float(f64::INFINITY) } else { dtype.max_value() }
 }
 
 /// The accumulator that every element or pair replaces or leaves as it should be, for operand `k` of a combiner.

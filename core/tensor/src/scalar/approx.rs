@@ -342,6 +342,10 @@ pub fn approx_cast(a: Approx, from: DType, to: DType, mode: CastMode) -> Approx 
         };
         return Approx { value, err };
     }
+    // Without a sign and a zero, what is not positive is NaN.
+    if to == DType::F8E8M0 && x <= a.err {
+        return Approx { value, err: f64::INFINITY };
+    }
     match mode.overflow {
         Overflow::Saturate if x.is_finite() => {
             let err = a.err + ulp(to, x.abs() + a.err);
