@@ -1,4 +1,4 @@
-//! `docs/src/ops.md` is what the tables say. `UPDATE=1` writes it anew.
+//! `docs/ops.md` is what the tables say. `UPDATE=1` writes it anew.
 
 use std::fmt::Write;
 
@@ -63,14 +63,14 @@ fn page() -> String {
 
 #[test]
 fn page_is_up_to_date() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/src/ops.md");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/ops.md");
     let want = page();
     if std::env::var_os("UPDATE").is_some() {
-        std::fs::write(path, &want).expect("docs/src/ops.md is writable");
+        std::fs::write(path, &want).expect("docs/ops.md is writable");
     }
     let have = std::fs::read_to_string(path).unwrap_or_default();
     assert!(
         have == want,
-        "docs/src/ops.md is stale; UPDATE=1 cargo test -p tongtu-graph --test ops_doc writes it"
+        "docs/ops.md is stale; UPDATE=1 cargo test -p tongtu-graph --test ops_doc writes it"
     );
 }

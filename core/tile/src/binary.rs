@@ -2,7 +2,7 @@
 //!
 //! All numbers are *varints* (7 bits a byte, low ones first, the high bit set on all but the last byte; no longer than needed) unless
 //! said otherwise; *signed* ones are zigzag varints (`n` as `2n`, `-n` as `2n - 1`). What is written is the only encoding of a module:
-//! reading and writing give the same bytes again. `docs/src/isa/binary.md` gives the layout byte by byte.
+//! reading and writing give the same bytes again. `docs/isa/binary.md` gives the layout byte by byte.
 //!
 //! Reading never panics, and takes no more memory than a constant times the bytes given; what it accepts is well-formed, not verified.
 

@@ -1,4 +1,4 @@
-//! The portable instruction set for kernels, version 0.1 (draft). Its specification is `docs/src/isa/`.
+//! The portable instruction set for kernels, version 0.1 (draft). Its specification is `docs/isa/`.
 //!
 //! A [`Kernel`] is a function over a grid of program instances. Its values are *tiles*: n-dimensional arrays of one
 //! element type with static dims, scalars of rank 0. It reads and writes *buffers* (memory of one element type and a

@@ -13,7 +13,7 @@ use tongtu_tile::op::{EXAMPLE, TABLE, rows};
 use tongtu_tile::row::{Extension, OpRow, PROFILES};
 use tongtu_tile::{Class, Module, parse_module, verify};
 
-const PAGES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/src/isa");
+const PAGES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/isa");
 
 /// Set `TONGTU_UPDATE=1` to write the page.
 fn current(name: &str, want: &str) {
@@ -22,7 +22,7 @@ fn current(name: &str, want: &str) {
         std::fs::write(&path, want).unwrap();
     }
     let have = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(have == want, "docs/src/isa/{name} is stale: run this test with TONGTU_UPDATE=1");
+    assert!(have == want, "docs/isa/{name} is stale: run this test with TONGTU_UPDATE=1");
 }
 
 fn page(name: &str) -> String {
