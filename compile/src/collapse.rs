@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use tongtu_graph::{Graph, Node, Op, Type, ValueId};
+use tongtu_tensor::Tensor;
 use tongtu_tensor::dim::Dim;
 
 use crate::fuse::{Group, Kind, RowLoops, operand_map, result_dims, without_units};
@@ -22,25 +23,57 @@ pub struct Collapsed {
 
 type Map = Vec<Option<usize>>;
 
-/// Merges the loops of a group, where all its operations allow it.
-pub fn collapse(group: &Group) -> Option<Collapsed> {
-    let graph = &group.graph;
-    let out = *graph.outputs.first()?;
-    let mut extents = graph.dims(out).to_vec();
-    let mut category = vec![0u32; extents.len()];
-    let mut maps: BTreeMap<ValueId, Map> = BTreeMap::new();
-    let mut pinned: Vec<usize> = Vec::new();
-    let mut anchor = None;
-    match &group.kind {
-        Kind::Map => {}
-        Kind::Reduce(rows) => {
-            extents = rows.extents.clone();
-            category = (0..extents.len()).map(|l| u32::from(rows.reduced.contains(&l))).collect();
+/// The loops of a group before they are merged.
+struct Loops {
+    extents: Vec<Dim>,
+    /// What each loop is for; only loops for the same are merged.
+    category: Vec<Category>,
+    /// For each dim of a value the loop that walks it.
+    maps: BTreeMap<ValueId, Map>,
+    /// Loops whose index is itself a value.
+    pinned: Vec<usize>,
+}
+
+/// What a loop is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Category {
+    /// Elements, or a contraction's batch.
+    Free,
+    /// Reduced over, or a contraction's rows.
+    Rows,
+    /// A contraction's columns.
+    Columns,
+    /// A contraction's sum.
+    Summed,
+}
+
+impl Loops {
+    /// The loops of the group's results and anchor; `None` where its kind has none that can be merged.
+    fn new(group: &Group) -> Option<Loops> {
+        let graph = &group.graph;
+        let out = *graph.outputs.first()?;
+        let extents = graph.dims(out).to_vec();
+        let category = vec![Category::Free; extents.len()];
+        let mut loops = Loops { extents, category, maps: BTreeMap::new(), pinned: Vec::new() };
+        match &group.kind {
+            Kind::Map => {}
+            Kind::Reduce(rows) => {
+                let of = |l| if rows.reduced.contains(&l) { Category::Rows } else { Category::Free };
+                loops.category = (0..rows.extents.len()).map(of).collect();
+                loops.extents = rows.extents.clone();
+                loops.maps.extend(rows.maps.iter().map(|(v, m)| (*v, m.clone())));
+                return Some(loops);
+            }
+            Kind::Contract(n) => loops.contract(graph, *n)?,
+            _ => return None,
         }
-        Kind::Contract(n) => anchor = Some(*n),
-        _ => return None,
+        let identity = without_units((0..graph.dims(out).len()).map(Some).collect(), graph.dims(out));
+        loops.maps.extend(graph.outputs.iter().map(|&o| (o, identity.clone())));
+        Some(loops)
     }
-    if let Some(n) = anchor {
+
+    /// Adds the loops of contraction `n` to those of what follows it.
+    fn contract(&mut self, graph: &Graph, n: usize) -> Option<()> {
         let Op::Contract { batch, over, .. } = &graph.nodes[n].op else { return None };
         let (lhs, rhs) = (graph.nodes[n].inputs[0], graph.nodes[n].inputs[1]);
         let differ = |&(x, y): &(usize, usize)| graph.dims(lhs)[x] != graph.dims(rhs)[y];
@@ -51,234 +84,264 @@ pub fn collapse(group: &Group) -> Option<Collapsed> {
         // The result's dims in the order of the anchor's.
         let order = result_dims(graph, n)?;
         let place = |i: usize| order.iter().position(|d| *d == Some(i));
-        for (l, c) in category.iter_mut().enumerate() {
-            *c = match order[l] {
-                Some(i) if i < batch.len() => 0,
-                Some(i) if i < batch.len() + m => 1,
-                _ => 2,
+        for (category, dim) in self.category.iter_mut().zip(&order) {
+            *category = match *dim {
+                Some(i) if i < batch.len() => Category::Free,
+                Some(i) if i < batch.len() + m => Category::Rows,
+                _ => Category::Columns,
             };
         }
-        let first = extents.len();
-        extents.extend(over.iter().map(|&(a, _)| graph.dims(lhs)[a].clone()));
-        category.extend(over.iter().map(|_| 3));
+        let first = self.extents.len();
+        self.extents.extend(over.iter().map(|&(a, _)| graph.dims(lhs)[a].clone()));
+        self.category.extend(over.iter().map(|_| Category::Summed));
         let mut next = [batch.len(), batch.len() + m];
         for (side, v) in [(0, lhs), (1, rhs)] {
             let pick = |p: &(usize, usize)| if side == 0 { p.0 } else { p.1 };
-            let map = (0..graph.dims(v).len())
-                .map(|d| {
-                    if let Some(b) = batch.iter().position(|p| pick(p) == d) {
-                        return place(b);
-                    }
-                    if let Some(k) = over.iter().position(|p| pick(p) == d) {
-                        return Some(first + k);
-                    }
-                    next[side] += 1;
-                    place(next[side] - 1)
-                })
-                .collect();
-            maps.insert(v, without_units(map, graph.dims(v)));
-        }
-    }
-    let identity = without_units((0..graph.dims(out).len()).map(Some).collect(), graph.dims(out));
-    match &group.kind {
-        Kind::Reduce(rows) => maps.extend(rows.maps.iter().map(|(v, m)| (*v, m.clone()))),
-        _ => graph.outputs.iter().for_each(|&o| {
-            maps.insert(o, identity.clone());
-        }),
-    }
-    for (i, node) in graph.nodes.iter().enumerate().rev() {
-        let own = maps.get(&node.outputs[0])?.clone();
-        if node.outputs.iter().any(|o| maps.get(o).is_some_and(|m| *m != own)) {
-            return None;
-        }
-        match &node.op {
-            Op::Constant { value } if value.len() == 1 => {}
-            Op::DimValue { .. } => {}
-            Op::Iota { axis, .. } => pinned.extend(own[*axis]),
-            Op::Contract { .. } if anchor == Some(i) => {}
-            Op::Reduce { .. } => {
-                if !node.inputs.iter().all(|v| maps.contains_key(v)) {
-                    return None;
+            let of = |d| {
+                if let Some(b) = batch.iter().position(|p| pick(p) == d) {
+                    return place(b);
                 }
+                if let Some(k) = over.iter().position(|p| pick(p) == d) {
+                    return Some(first + k);
+                }
+                next[side] += 1;
+                place(next[side] - 1)
+            };
+            let map = (0..graph.dims(v).len()).map(of).collect();
+            self.maps.insert(v, without_units(map, graph.dims(v)));
+        }
+        Some(())
+    }
+
+    /// Follows the loops from the results to all operands; `None` where a value is walked in two ways.
+    fn follow(&mut self, graph: &Graph, anchor: Option<usize>) -> Option<()> {
+        for (i, node) in graph.nodes.iter().enumerate().rev() {
+            let own = self.maps.get(&node.outputs[0])?.clone();
+            if node.outputs.iter().any(|o| self.maps.get(o).is_some_and(|m| *m != own)) {
+                return None;
             }
-            _ => {
-                for (k, v) in node.inputs.iter().enumerate() {
-                    let m = without_units(operand_map(graph, node, k, &own)?, graph.dims(*v));
-                    if maps.entry(*v).or_insert_with(|| m.clone()) != &m {
+            match &node.op {
+                Op::Constant { value } if value.len() == 1 => {}
+                Op::DimValue { .. } => {}
+                Op::Iota { axis, .. } => self.pinned.extend(own[*axis]),
+                Op::Contract { .. } if anchor == Some(i) => {}
+                Op::Reduce { .. } => {
+                    if !node.inputs.iter().all(|v| self.maps.contains_key(v)) {
                         return None;
                     }
                 }
-            }
-        }
-    }
-    // Every value's dims must be those of its loops, so that products agree.
-    for (v, m) in &maps {
-        let dims = graph.dims(*v);
-        if m.len() != dims.len() {
-            return None;
-        }
-        for (d, l) in dims.iter().zip(m) {
-            match l {
-                Some(l) if *d != extents[*l] => return None,
-                None if d.as_const() != Some(1) => return None,
-                _ => {}
-            }
-        }
-    }
-    let one = |l: usize| extents[l].as_const() == Some(1);
-    let of_anchor = anchor.map(|n| &graph.nodes[n].outputs[0]);
-    let in_memory: Vec<&Map> =
-        graph.inputs.iter().chain(&graph.outputs).chain(of_anchor).filter_map(|v| maps.get(v)).collect();
-    let live: Vec<usize> = (0..extents.len()).filter(|&l| !one(l)).collect();
-    let mergeable = |a: usize, b: usize| {
-        category[a] == category[b]
-            && !pinned.contains(&a)
-            && !pinned.contains(&b)
-            && in_memory.iter().all(|m| {
-                let present: Vec<usize> = m.iter().flatten().copied().filter(|&l| !one(l)).collect();
-                match (present.iter().position(|&l| l == a), present.iter().position(|&l| l == b)) {
-                    (None, None) => true,
-                    (Some(i), Some(j)) => j == i + 1,
-                    _ => false,
+                _ => {
+                    for (k, v) in node.inputs.iter().enumerate() {
+                        let m = without_units(operand_map(graph, node, k, &own)?, graph.dims(*v));
+                        if self.maps.entry(*v).or_insert_with(|| m.clone()) != &m {
+                            return None;
+                        }
+                    }
                 }
-            })
-    };
-    let mut run_of: Vec<Option<usize>> = vec![None; extents.len()];
-    let mut runs: Vec<Dim> = Vec::new();
-    let mut run_category = Vec::new();
-    for (i, &l) in live.iter().enumerate() {
-        if i > 0 && mergeable(live[i - 1], l) {
-            run_of[l] = Some(runs.len() - 1);
-            if let Some(r) = runs.last_mut() {
-                *r = &*r * &extents[l];
             }
-        } else {
-            run_of[l] = Some(runs.len());
-            runs.push(extents[l].clone());
-            run_category.push(category[l]);
         }
+        Some(())
     }
-    let runs_of = |m: &Map| -> Vec<usize> {
-        let mut r: Vec<usize> = m.iter().flatten().filter_map(|&l| run_of[l]).collect();
-        r.dedup();
-        r
-    };
-    let dims_of = |m: &Map| -> Vec<Dim> { runs_of(m).iter().map(|&r| runs[r].clone()).collect() };
 
-    let mut new = Graph { name: graph.name.clone(), ..Graph::default() };
-    let mut values: BTreeMap<ValueId, ValueId> = BTreeMap::new();
-    let ty = |v: ValueId, m: &Map| Type::tensor(graph.dtype(v), dims_of(m));
-    for &v in &graph.inputs {
-        let m = maps.get(&v)?;
-        values.insert(v, new.add_input(ty(v, m), graph.values[v.index()].name.clone()));
+    /// Whether every value's dims are those of its loops, so that products agree.
+    fn agree(&self, graph: &Graph) -> bool {
+        self.maps.iter().all(|(v, m)| {
+            let dims = graph.dims(*v);
+            let same = |(d, l): (&Dim, &Option<usize>)| match l {
+                Some(l) => *d == self.extents[*l],
+                None => d.as_const() == Some(1),
+            };
+            m.len() == dims.len() && dims.iter().zip(m).all(same)
+        })
     }
-    let mut new_anchor = None;
-    for node in &graph.nodes {
-        let own = maps.get(&node.outputs[0])?;
-        let own_runs = runs_of(own);
-        let operand_runs = |k: usize| maps.get(&node.inputs[k]).map(&runs_of);
-        let op = match &node.op {
+
+    /// Merges neighbours that every value in memory has next to each other, or not at all.
+    fn merge(self, in_memory: &[ValueId]) -> Merged {
+        let one = |l: usize| self.extents[l].as_const() == Some(1);
+        let live: Vec<usize> = (0..self.extents.len()).filter(|&l| !one(l)).collect();
+        let in_memory: Vec<Vec<usize>> = in_memory
+            .iter()
+            .filter_map(|v| self.maps.get(v))
+            .map(|m| m.iter().flatten().copied().filter(|&l| !one(l)).collect())
+            .collect();
+        let mergeable = |a: usize, b: usize| {
+            self.category[a] == self.category[b]
+                && !self.pinned.contains(&a)
+                && !self.pinned.contains(&b)
+                && in_memory.iter().all(|present| {
+                    let place = |l: usize| present.iter().position(|&p| p == l);
+                    match (place(a), place(b)) {
+                        (None, None) => true,
+                        (Some(i), Some(j)) => j == i + 1,
+                        _ => false,
+                    }
+                })
+        };
+        let mut run_of = vec![None; self.extents.len()];
+        let (mut runs, mut category): (Vec<Dim>, Vec<Category>) = Default::default();
+        for (i, &l) in live.iter().enumerate() {
+            match runs.last_mut() {
+                Some(r) if mergeable(live[i - 1], l) => *r = &*r * &self.extents[l],
+                _ => {
+                    runs.push(self.extents[l].clone());
+                    category.push(self.category[l]);
+                }
+            }
+            run_of[l] = Some(runs.len() - 1);
+        }
+        Merged { maps: self.maps, run_of, runs, category }
+    }
+}
+
+/// The loops of a group after they were merged to runs.
+struct Merged {
+    maps: BTreeMap<ValueId, Map>,
+    /// For each loop of more than one turn its run.
+    run_of: Vec<Option<usize>>,
+    runs: Vec<Dim>,
+    category: Vec<Category>,
+}
+
+impl Merged {
+    /// The runs that walk a value.
+    fn of(&self, v: ValueId) -> Option<Vec<usize>> {
+        let mut runs: Vec<usize> =
+            self.maps.get(&v)?.iter().flatten().filter_map(|&l| self.run_of[l]).collect();
+        runs.dedup();
+        Some(runs)
+    }
+
+    /// The lengths of the runs that walk a value.
+    fn dims(&self, v: ValueId) -> Option<Vec<Dim>> {
+        Some(self.of(v)?.into_iter().map(|r| self.runs[r].clone()).collect())
+    }
+
+    /// The operation over merged loops; `None` inside where it does nothing any more.
+    fn op(&self, node: &Node) -> Option<Option<Op>> {
+        let own = self.of(node.outputs[0])?;
+        let operand = |k: usize| self.of(node.inputs[k]);
+        let dims = || self.dims(node.outputs[0]);
+        Some(Some(match &node.op {
             Op::Broadcast { .. } => {
-                let from = operand_runs(0)?;
-                if from == own_runs {
-                    values.insert(node.outputs[0], values[&node.inputs[0]]);
-                    continue;
+                let from = operand(0)?;
+                if from == own {
+                    return Some(None);
                 }
-                let axes: Option<Vec<usize>> =
-                    from.iter().map(|r| own_runs.iter().position(|x| x == r)).collect();
-                let axes = axes?;
-                if axes.windows(2).any(|w| w[0] >= w[1]) {
-                    return None;
-                }
-                Op::Broadcast { dims: dims_of(own), axes }
+                let axes: Option<Vec<usize>> = from.iter().map(|r| own.iter().position(|x| x == r)).collect();
+                let axes = axes.filter(|a| a.is_sorted_by(|x, y| x < y))?;
+                Op::Broadcast { dims: dims()?, axes }
             }
             Op::Permute { .. } => {
-                let from = operand_runs(0)?;
-                if from == own_runs {
-                    values.insert(node.outputs[0], values[&node.inputs[0]]);
-                    continue;
+                let from = operand(0)?;
+                if from == own {
+                    return Some(None);
                 }
-                let perm: Option<Vec<usize>> =
-                    own_runs.iter().map(|r| from.iter().position(|x| x == r)).collect();
+                let perm: Option<Vec<usize>> = own.iter().map(|r| from.iter().position(|x| x == r)).collect();
                 Op::Permute { perm: perm? }
             }
-            Op::Reshape { .. } => {
-                values.insert(node.outputs[0], values[&node.inputs[0]]);
-                continue;
-            }
+            Op::Reshape { .. } => return Some(None),
             Op::Reduce { combiner, .. } => {
-                let from = operand_runs(0)?;
-                let axes = (0..from.len()).filter(|&p| run_category[from[p]] == 1).collect();
+                let from = operand(0)?;
+                let axes = (0..from.len()).filter(|&p| self.category[from[p]] == Category::Rows).collect();
                 Op::Reduce { combiner: *combiner, axes }
             }
             Op::Iota { dtype, axis, .. } => {
-                let run = own[*axis].and_then(|l| run_of[l]);
-                match run.and_then(|r| own_runs.iter().position(|x| *x == r)) {
-                    Some(axis) => Op::Iota { dtype: *dtype, dims: dims_of(own), axis },
-                    None => return None,
-                }
-            }
-            Op::Constant { value } => {
-                let scalar = value.reshape(&[]).ok()?;
-                let mut v = new.add_value(Type::scalar(value.dtype()), None);
-                new.nodes.push(Node {
-                    op: Op::Constant { value: scalar },
-                    inputs: vec![],
-                    outputs: vec![v],
-                    loc: node.loc.clone(),
-                });
-                if !own_runs.is_empty() {
-                    let b = new.add_value(ty(node.outputs[0], own), None);
-                    new.nodes.push(Node {
-                        op: Op::Broadcast { dims: dims_of(own), axes: vec![] },
-                        inputs: vec![v],
-                        outputs: vec![b],
-                        loc: node.loc.clone(),
-                    });
-                    v = b;
-                }
-                values.insert(node.outputs[0], v);
-                continue;
+                let run = self.maps.get(&node.outputs[0])?[*axis].and_then(|l| self.run_of[l])?;
+                Op::Iota { dtype: *dtype, dims: dims()?, axis: own.iter().position(|x| *x == run)? }
             }
             Op::Contract { acc, .. } => {
-                new_anchor = Some(new.nodes.len());
-                let (l, r) = (operand_runs(0)?, operand_runs(1)?);
-                let pairs = |c: u32| -> Vec<(usize, usize)> {
+                let (l, r) = (operand(0)?, operand(1)?);
+                let pairs = |c: Category| -> Vec<(usize, usize)> {
                     (0..l.len())
-                        .filter(|&i| run_category[l[i]] == c)
+                        .filter(|&i| self.category[l[i]] == c)
                         .filter_map(|i| r.iter().position(|x| *x == l[i]).map(|j| (i, j)))
                         .collect()
                 };
-                let mut batch = pairs(0);
-                batch.sort_by_key(|p| own_runs.iter().position(|r| *r == l[p.0]));
-                Op::Contract { batch, over: pairs(3), acc: *acc }
+                let mut batch = pairs(Category::Free);
+                batch.sort_by_key(|p| own.iter().position(|r| *r == l[p.0]));
+                Op::Contract { batch, over: pairs(Category::Summed), acc: *acc }
             }
             op => op.clone(),
+        }))
+    }
+}
+
+/// Merges the loops of a group, where all its operations allow it.
+pub fn collapse(group: &Group) -> Option<Collapsed> {
+    let graph = &group.graph;
+    let anchor = match &group.kind {
+        Kind::Contract(n) => Some(*n),
+        _ => None,
+    };
+    let mut loops = Loops::new(group)?;
+    loops.follow(graph, anchor)?;
+    if !loops.agree(graph) {
+        return None;
+    }
+    let of_anchor = anchor.map(|n| graph.nodes[n].outputs[0]);
+    let in_memory: Vec<ValueId> =
+        graph.inputs.iter().chain(&graph.outputs).copied().chain(of_anchor).collect();
+    let merged = loops.merge(&in_memory);
+
+    let mut new = Graph { name: graph.name.clone(), ..Graph::default() };
+    let mut values: BTreeMap<ValueId, ValueId> = BTreeMap::new();
+    for &v in &graph.inputs {
+        let ty = Type::tensor(graph.dtype(v), merged.dims(v)?);
+        values.insert(v, new.add_input(ty, graph.values[v.index()].name.clone()));
+    }
+    let mut new_anchor = None;
+    for (i, node) in graph.nodes.iter().enumerate() {
+        if let Op::Constant { value } = &node.op {
+            let v = constant(&mut new, value, merged.dims(node.outputs[0])?, node)?;
+            values.insert(node.outputs[0], v);
+            continue;
+        }
+        let Some(op) = merged.op(node)? else {
+            values.insert(node.outputs[0], values[&node.inputs[0]]);
+            continue;
         };
+        if anchor == Some(i) {
+            new_anchor = Some(new.nodes.len());
+        }
         let inputs = node.inputs.iter().map(|v| values[v]).collect();
-        let outputs: Vec<ValueId> = node
-            .outputs
-            .iter()
-            .map(|v| {
-                let n = new.add_value(ty(*v, own), graph.values[v.index()].name.clone());
-                values.insert(*v, n);
-                n
-            })
-            .collect();
+        let mut outputs = Vec::new();
+        for &v in &node.outputs {
+            // The results of an operation are walked alike.
+            let ty = Type::tensor(graph.dtype(v), merged.dims(node.outputs[0])?);
+            outputs.push(new.add_value(ty, graph.values[v.index()].name.clone()));
+            values.insert(v, outputs[outputs.len() - 1]);
+        }
         new.nodes.push(Node { op, inputs, outputs, loc: node.loc.clone() });
     }
     new.outputs = graph.outputs.iter().map(|v| values[v]).collect();
     let kind = match &group.kind {
-        Kind::Reduce(_) => Kind::Reduce(RowLoops {
-            extents: runs.clone(),
-            reduced: (0..runs.len()).filter(|&r| run_category[r] == 1).collect(),
-            maps: maps
-                .iter()
-                .filter_map(|(v, m)| Some((*values.get(v)?, runs_of(m).into_iter().map(Some).collect())))
-                .collect(),
-        }),
+        Kind::Reduce(_) => {
+            let loops = |v: &ValueId| Some(merged.of(*v)?.into_iter().map(Some).collect());
+            Kind::Reduce(RowLoops {
+                reduced: (0..merged.runs.len()).filter(|&r| merged.category[r] == Category::Rows).collect(),
+                maps: values.iter().filter_map(|(old, new)| Some((*new, loops(old)?))).collect(),
+                extents: merged.runs.clone(),
+            })
+        }
         Kind::Contract(_) => Kind::Contract(new_anchor?),
         k => k.clone(),
     };
     Some(Collapsed { graph: new, kind })
+}
+
+/// A constant of one element, repeated to dims.
+fn constant(new: &mut Graph, value: &Tensor, dims: Vec<Dim>, node: &Node) -> Option<ValueId> {
+    let scalar = value.reshape(&[]).ok()?;
+    let dtype = value.dtype();
+    let mut push = |op: Op, inputs: Vec<ValueId>, ty: Type| {
+        let v = new.add_value(ty, None);
+        new.nodes.push(Node { op, inputs, outputs: vec![v], loc: node.loc.clone() });
+        v
+    };
+    let v = push(Op::Constant { value: scalar }, vec![], Type::scalar(dtype));
+    if dims.is_empty() {
+        return Some(v);
+    }
+    let ty = Type::tensor(dtype, dims.clone());
+    Some(push(Op::Broadcast { dims, axes: vec![] }, vec![v], ty))
 }

@@ -171,9 +171,7 @@ fn phases(
         parts = next;
     }
     let Some(&whole) = parts.values().next() else { return Ok(None) };
-    let step = vec![1; out.len()];
-    let start = vec![Dim::from(0); out.len()];
-    Ok(Some(rw.one(Op::Slice { start, len: out, step }, &[whole])?))
+    Ok(Some(first(rw, whole, &out)?))
 }
 
 /// All residues as the channels of one convolution, where they read the same elements.
@@ -217,8 +215,13 @@ fn together(
     let y = rw.reshape(y, &split)?;
     let y = rw.permute(y, &order)?;
     let y = rw.reshape(y, &joined)?;
-    let (start, step) = (vec![Dim::from(0); out.len()], vec![1; out.len()]);
-    rw.one(Op::Slice { start, len: out.to_vec(), step }, &[y])
+    first(rw, y, out)
+}
+
+/// The first elements along every dim.
+fn first(rw: &mut Rewriter<'_>, v: ValueId, len: &[Dim]) -> Result<ValueId, GraphError> {
+    let (start, step) = (vec![Dim::from(0); len.len()], vec![1; len.len()]);
+    rw.one(Op::Slice { start, len: len.to_vec(), step }, &[v])
 }
 
 /// The taps of a residue.

@@ -59,32 +59,26 @@ const MAX_SWEEPS: usize = 24;
 const SIMPLIFY: &[Rule] =
     &[fold::rule, control::rule, elementwise::rule, arith::rule, movement::rule, narrow::rule, linear::rule];
 
-const LAYOUT: &[Rule] = &[
-    control::rule,
-    movement::rule,
-    fold::rule,
-    elementwise::rule,
-    arith::rule,
-    narrow::rule,
-    widen::rule,
-    linear::rule,
-    dilation::rule,
-    layout::rule,
-];
+/// Rules for the form that kernels are made from; `fold` and `layout` take more or less.
+const fn kernel_form(fold: Rule, layout: Rule) -> [Rule; 10] {
+    [
+        control::rule,
+        movement::rule,
+        fold,
+        elementwise::rule,
+        arith::rule,
+        narrow::rule,
+        widen::rule,
+        linear::rule,
+        dilation::rule,
+        layout,
+    ]
+}
+
+const LAYOUT: &[Rule] = &kernel_form(fold::rule, layout::rule);
 
 /// As [`LAYOUT`], once nothing else can take the permutation of a large constant.
-const FINISH: &[Rule] = &[
-    control::rule,
-    movement::rule,
-    fold::all,
-    elementwise::rule,
-    arith::rule,
-    narrow::rule,
-    widen::rule,
-    linear::rule,
-    dilation::rule,
-    layout::finish,
-];
+const FINISH: &[Rule] = &kernel_form(fold::all, layout::finish);
 
 /// Brings a module to the form that kernels are made from.
 ///

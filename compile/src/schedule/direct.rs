@@ -4,7 +4,8 @@
 //! the register-tiled product of contractions over taps and channels: for one row of taps the taps and channels of a window lie
 //! next to each other in scratch, so they are one summed dim.
 
-use tongtu_graph::ConvRole;
+use tongtu_graph::{ConvRole, ConvSpec};
+use tongtu_tensor::DType;
 use tongtu_tensor::dim::Dim;
 use tongtu_tensor::scalar::{Binary, Compare};
 use tongtu_tile::{Access, Factor, TileMap, Val};
@@ -261,87 +262,485 @@ fn copy_rows(r: &Request<'_>, e: &mut Emitter<'_>, c: &Conv<'_>, p: &Copy<'_>) -
     })
 }
 
+/// How a convolution is cut into instances and register tiles.
+struct Cuts {
+    windows: Vec<Window>,
+    /// Position of the spatial dim that is next to the channels, or last.
+    last: usize,
+    /// Elements of a vector.
+    lanes: usize,
+    /// Register tile: outputs, channels.
+    tile: (usize, usize),
+    groups: i64,
+    /// Input channels of a group.
+    ic: i64,
+    /// Output channels of a group.
+    ocg: i64,
+    /// Panels of a group's output channels.
+    group_panels: i64,
+    /// Whether a row in scratch holds one channel after another.
+    planar: bool,
+    /// Elements from one column to the next in scratch.
+    pitch: i64,
+    width: Dim,
+    height: Dim,
+    /// Output rows and columns of an instance.
+    rows: i64,
+    columns: i64,
+    /// The width, where it is known and one instance's.
+    single: Option<i64>,
+    /// Output rows of a register tile.
+    lines: usize,
+    /// Length of each dim but the last in scratch.
+    outer_len: Vec<i64>,
+    /// How an instance's taps and channels are summed.
+    summed: Summed,
+}
+
+impl Cuts {
+    fn new(r: &Request<'_>, c: &Conv<'_>) -> Result<Cuts, Error> {
+        let spec = c.spec;
+        let rank = spec.rank();
+        let last = rank - 1;
+        let ct = compute_type(c.acc);
+        let lanes = r.machine.lanes(ct);
+        let known = |role: ConvRole, what: &str| {
+            c.kernel_dim(r, role).as_const().ok_or_else(|| Error::unsupported("conv", r.loc, what))
+        };
+        let ic = known(ConvRole::C, "unknown input channels")?;
+        let oc = known(ConvRole::N, "unknown output channels")?;
+        let (groups, ocg) = (spec.groups, oc / spec.groups);
+        let windows: Vec<Window> =
+            (0..rank).map(|s| Window::new(c.taps[s], spec.strides[s], spec.dilation[s])).collect();
+        let (mut mr, mut vectors) = register_tile(r);
+        if (ocg as usize).next_multiple_of(lanes) < (ocg as usize).next_multiple_of(lanes * vectors) {
+            vectors = 1;
+            mr = if r.machine.registers >= 32 { 24 } else { 10 };
+        }
+        // In a grouped convolution the group's output channels start a panel.
+        let nr = lanes * vectors;
+        let nr = if groups == 1 || ocg % nr as i64 == 0 { nr } else { divisor(ocg, nr) };
+        // Columns next to each other in memory stay so in scratch.
+        let planar = spec.input.last() == Some(&ConvRole::S(last)) && windows[last].jump == 1 && groups == 1;
+        // Columns that are whole pages apart would push each other out of the nearest cache.
+        let bytes = ct.bits() as i64 / 8;
+        let apart = windows[last].step * ic * bytes % APART == 0;
+        let pitch = if apart && !planar { ic + PUSH / bytes } else { ic };
+        let width = c.output_dim(r, ConvRole::S(last)).clone();
+        let height = if rank >= 2 { c.output_dim(r, ConvRole::S(last - 1)).clone() } else { Dim::from(1) };
+        let mut cuts = Cuts {
+            summed: Summed::new(c, planar, spec.dilation[last] == 1 && pitch == ic, ic),
+            windows,
+            last,
+            lanes,
+            tile: (mr, nr),
+            groups,
+            ic,
+            ocg,
+            group_panels: (ocg + nr as i64 - 1) / nr as i64,
+            planar,
+            pitch,
+            width,
+            height,
+            rows: 1,
+            columns: 1,
+            single: None,
+            lines: 1,
+            outer_len: Vec::new(),
+        };
+        cuts.block(bytes);
+        Ok(cuts)
+    }
+
+    /// The outputs of an instance: some rows and columns whose input rows fit in scratch.
+    fn block(&mut self, bytes: i64) {
+        let (last, mr) = (self.last, self.tile.0 as i64);
+        let flat = last == 0;
+        let others: i64 = self.windows[..last.saturating_sub(1)].iter().map(|w| w.span(1)).product();
+        let fits = |rows: i64, columns: i64| {
+            let lines = if flat { 1 } else { self.windows[last - 1].span(rows) };
+            others * lines * self.windows[last].span(columns) * self.pitch * bytes <= ROWS_BYTES
+        };
+        let known = self.height.as_const();
+        let mut rows = if known.is_some() || flat { 1 } else { 4 };
+        let mut columns = self.width.as_const().unwrap_or(MAX_COLUMNS).clamp(1, MAX_COLUMNS);
+        while columns > mr && !fits(rows, columns) {
+            columns = (columns / 2).max(mr);
+        }
+        if let Some(h) = known.map(|h| h.max(1)) {
+            while rows < h.min(8) && fits(rows + 1, columns) {
+                rows += 1;
+            }
+            // As even as can be.
+            let blocks = (h + rows - 1) / rows;
+            rows = (h + blocks - 1) / blocks;
+        }
+        self.single = self.width.as_const().filter(|&w| w <= columns);
+        if self.single.is_none() {
+            columns = (columns / mr).max(1) * mr;
+        }
+        // Short rows: one register tile takes several.
+        self.lines = match self.single {
+            Some(w) if !flat && w > 0 => (mr / w).clamp(1, rows.max(1)) as usize,
+            _ => 1,
+        };
+        (self.rows, self.columns) = (rows, columns);
+        self.outer_len = self.windows[..last].iter().map(|w| w.span(1)).collect();
+        if !flat {
+            self.outer_len[last - 1] = self.windows[last - 1].span(rows);
+        }
+    }
+
+    /// The order in which the kernel is packed.
+    fn pack(&self, spec: &ConvSpec, input: usize) -> Pack {
+        let rank = spec.rank();
+        let mut perm = vec![Conv::at(&spec.kernel, ConvRole::N)];
+        perm.extend((0..rank).map(|i| Conv::at(&spec.kernel, ConvRole::S(i))));
+        perm.insert(if self.planar { rank } else { rank + 1 }, Conv::at(&spec.kernel, ConvRole::C));
+        Pack { input, perm, columns: 0, width: self.tile.1, group: (1, 1) }
+    }
+
+    /// Elements of scratch beyond the rows that a block may write or read.
+    fn slack(&self) -> i64 {
+        (4 * self.lanes) as i64 + self.tile.0 as i64 * self.windows[self.last].step * self.pitch
+    }
+
+    /// Elements from one output to the next along a row in scratch.
+    fn step(&self) -> i64 {
+        self.windows[self.last].step * if self.planar { 1 } else { self.pitch }
+    }
+
+    /// Elements of a block's row of partial sums.
+    fn sums_row(&self) -> i64 {
+        self.columns + self.tile.0 as i64
+    }
+
+    /// Parts that a group's panels are divided in, and panels of a part: where there are few instances and copying the rows again
+    /// costs little.
+    fn parts(&self, taps: i64, instances: &Dim) -> (i64, i64) {
+        let per_panel = taps / self.windows.iter().map(|w| w.step).product::<i64>().max(1);
+        let least = (8 / per_panel.max(1)).max(1);
+        let parts = match instances.as_const() {
+            Some(n) if n > 0 => ((INSTANCES + n - 1) / n).min(self.group_panels / least).max(1),
+            _ => 1,
+        };
+        let part_panels = (self.group_panels + parts - 1) / parts;
+        ((self.group_panels + part_panels - 1) / part_panels.max(1), part_panels)
+    }
+}
+
+/// The summed elements of a window: runs of them lie evenly in scratch. They are summed in blocks of some runs, or of a part of one;
+/// a panel's block stays in the nearest cache while all tiles read it.
+struct Summed {
+    /// Elements of a run.
+    len: i64,
+    /// Runs of one row of taps.
+    of_row: i64,
+    /// Runs of a window.
+    runs: i64,
+    /// Runs of a block.
+    per: i64,
+    /// Parts that a run is cut in, and elements of a part.
+    cuts: i64,
+    cut: i64,
+    /// Number of blocks.
+    blocks: i64,
+}
+
+impl Summed {
+    /// `dense`: whether neighbouring taps of a row lie next to each other.
+    fn new(c: &Conv<'_>, planar: bool, dense: bool, ic: i64) -> Summed {
+        let last = c.taps.len() - 1;
+        let (len, of_row) = match (planar, dense) {
+            (true, _) => (c.taps[last], ic),
+            (_, true) => (c.taps[last] * ic, 1),
+            _ => (ic, c.taps[last]),
+        };
+        let runs: i64 = c.taps[..last].iter().product::<i64>() * of_row;
+        let (per, cuts) = if planar || runs * len <= 2 * BLOCK {
+            (runs, 1)
+        } else if 2 * len > BLOCK {
+            (1, (len + BLOCK - 1) / BLOCK)
+        } else {
+            (BLOCK / len, 1)
+        };
+        let (cut, blocks) = ((len + cuts - 1) / cuts, (runs + per - 1) / per.max(1) * cuts);
+        Summed { len, of_row, runs, per, cuts, cut, blocks }
+    }
+
+    /// The runs of a block, and what it takes of each; without a block, all.
+    fn range(&self, e: &mut Emitter<'_>, block: Option<Val>) -> Result<[(Val, Val); 2], Error> {
+        let zero = e.b.int(0);
+        let (runs, len) = (e.b.int(self.runs), e.b.int(self.len));
+        let Some(block) = block else { return Ok([(zero, runs), (zero, len)]) };
+        if self.cuts > 1 {
+            let n = e.b.int(self.cuts);
+            let (run, cut) = (e.b.div(block, n)?, e.b.binary(Binary::Rem, block, n)?);
+            let lo = e.b.mul_int(cut, self.cut)?;
+            let hi = e.b.add_int(lo, self.cut)?;
+            return Ok([(run, e.b.add_int(run, 1)?), (lo, e.b.min(hi, len)?)]);
+        }
+        let lo = e.b.mul_int(block, self.per)?;
+        let hi = e.b.add_int(lo, self.per)?;
+        Ok([(lo, e.b.min(hi, runs)?), (zero, len)])
+    }
+
+    /// Elements of a block along the summed dim, about.
+    fn depth(&self) -> i64 {
+        if self.cuts > 1 { self.cut } else { self.per * self.len }
+    }
+}
+
+/// What the tiles of an instance share.
+struct Body<'a> {
+    c: &'a Conv<'a>,
+    cuts: &'a Cuts,
+    kernel: DType,
+    /// The packed kernel: buffer, view, strides and dims as panels; view as one dim.
+    panels: (Val, Val, Vec<Val>, Vec<Dim>),
+    packed: Val,
+    /// Input rows in scratch.
+    rows: Val,
+    columns: Val,
+    /// First row and column.
+    origin: (Val, Val),
+    /// Batch, group and outer positions.
+    outer: Vec<Coord>,
+    /// Partial sums between blocks.
+    sums: Option<Val>,
+    /// Where results wait for what follows them.
+    finish: Option<Val>,
+    outs: Vec<Val>,
+}
+
+/// Places of one tile.
+#[derive(Clone, Copy)]
+struct Place {
+    block: Option<Val>,
+    panel: Val,
+    /// First channel.
+    channel: Val,
+    row: Val,
+    column: Val,
+    lines: usize,
+    width: usize,
+}
+
+impl Body<'_> {
+    /// Output rows and columns that a block's tiles have, where they are so few that the next block is brought nearer meanwhile.
+    fn ahead(&self) -> Option<(i64, i64)> {
+        let c = self.cuts;
+        let all = c.single.map(|w| (w, w * c.rows));
+        all.filter(|a| !c.planar && a.1 > 0 && a.1 <= PREFETCHED * c.tile.0 as i64)
+    }
+
+    /// Where in the next block the share of the tile begins, for step 0 of the panel; and elements of a share for each step.
+    fn share(
+        &self,
+        e: &mut Emitter<'_>,
+        p: &Place,
+        row: Val,
+        col: Val,
+        first: (Val, Val),
+    ) -> Result<Option<(Val, i64)>, Error> {
+        let Some((width, total)) = self.ahead() else { return Ok(None) };
+        let nr = self.cuts.tile.1 as i64;
+        let depth = self.cuts.summed.depth() * nr;
+        let done = e.b.mul_int(row, width)?;
+        let done = e.b.add(done, col)?;
+        let share = e.b.mul_int(done, depth)?;
+        let total_v = e.b.int(total);
+        let share = e.b.div(share, total_v)?;
+        let begin = e.b.mul_int(first.0, self.cuts.summed.len)?;
+        let begin = e.b.add(begin, first.1)?;
+        let each = (nr * (p.width * p.lines) as i64 + total - 1) / total;
+        let at = e.b.mul_int(begin, nr - each)?;
+        let taps: i64 = self.c.taps.iter().product();
+        let panel = e.b.mul_int(p.panel, taps * self.cuts.ic * nr)?;
+        let at = e.b.add(at, panel)?;
+        let at = e.b.add(at, share)?;
+        Ok(Some((e.b.add_int(at, depth)?, each)))
+    }
+
+    /// The scratch row and the offset in it of a run, for the outputs that begin at `row` and `first`.
+    fn run_at(&self, e: &mut Emitter<'_>, t: Val, row: Val, first: Val) -> Result<(Val, Val), Error> {
+        let (c, zero) = (self.cuts, e.b.int(0));
+        let mut rest = t;
+        let along = if c.summed.of_row > 1 {
+            let n = e.b.int(c.summed.of_row);
+            let along = e.b.binary(Binary::Rem, rest, n)?;
+            rest = e.b.div(rest, n)?;
+            along
+        } else {
+            zero
+        };
+        let mut taps = vec![zero; c.last];
+        for (i, &n) in self.c.taps[..c.last].iter().enumerate().rev() {
+            taps[i] = rest;
+            if i > 0 {
+                let n = e.b.int(n);
+                taps[i] = e.b.binary(Binary::Rem, rest, n)?;
+                rest = e.b.div(rest, n)?;
+            }
+        }
+        let mut line = zero;
+        for (s, &t) in taps.iter().enumerate() {
+            let mut at = e.b.mul_int(t, c.windows[s].dilation)?;
+            if s + 1 == c.last {
+                let down = e.b.mul_int(row, c.windows[s].step)?;
+                at = e.b.add(at, down)?;
+            }
+            let scaled = e.b.mul_int(line, c.outer_len[s])?;
+            line = e.b.add(scaled, at)?;
+        }
+        let along = if c.planar {
+            e.b.mul(along, self.columns)?
+        } else {
+            e.b.mul_int(along, c.windows[c.last].dilation * c.pitch)?
+        };
+        Ok((line, e.b.add(first, along)?))
+    }
+
+    /// One tile: its sums over the block, and after the last block what follows.
+    fn tile(&self, e: &mut Emitter<'_>, p: &Place) -> Result<(), Error> {
+        let (c, zero) = (self.cuts, e.b.int(0));
+        let (nr, ct) = (c.tile.1, compute_type(self.c.acc));
+        let row = e.b.sub(p.row, self.origin.0)?;
+        let size = p.width * p.lines;
+        e.shape = vec![size, nr];
+        let col = e.b.sub(p.column, self.origin.1)?;
+        let first = e.b.mul_int(col, c.step())?;
+        let at = {
+            let row = e.b.mul_int(row, c.sums_row())?;
+            [e.b.add(row, col)?, zero]
+        };
+        let whole = TileMap::along(&[size, nr], &[0, 1]);
+        let zeros = |e: &mut Emitter<'_>| -> Result<Vec<Val>, Error> {
+            Ok(vec![e.b.full(ct, &[size, nr], zero_of(ct))?])
+        };
+        let init = match (self.sums, p.block) {
+            (Some(view), Some(block)) => {
+                let first = e.b.compare(Compare::Eq, block, zero)?;
+                e.if_else(first, zeros, |e| {
+                    Ok(vec![e.b.load(view, &at, whole.clone(), &[true, true], zero_of(ct))?])
+                })?
+            }
+            _ => zeros(e)?,
+        };
+        let [(from, to), (lo, hi)] = c.summed.range(e, p.block)?;
+        let next = self.share(e, p, row, col, (from, lo))?;
+        let acc = e.for_loop(from, to, 1, &init, |e, t, carried| {
+            let (line, start) = self.run_at(e, t, row, first)?;
+            // The taps come in the same order in the packed kernel's panel.
+            let run = e.b.mul_int(t, c.summed.len)?;
+            let sum = |e: &mut Emitter<'_>, k: Val, depth: usize, acc: Val| {
+                let place = (line, e.b.add(start, k)?, e.b.add(run, k)?);
+                Ok(vec![self.sum(e, p, place, depth, next, acc)?])
+            };
+            if c.planar {
+                return sum(e, zero, c.summed.len as usize, carried[0]);
+            }
+            e.for_loop(lo, hi, 1, carried, |e, k, carried| sum(e, k, 1, carried[0]))
+        })?[0];
+        let (Some(view), Some(block)) = (self.sums, p.block) else { return self.finish(e, p, acc) };
+        let end = e.b.int(c.summed.blocks - 1);
+        let last = e.b.compare(Compare::Eq, block, end)?;
+        e.if_else(
+            last,
+            |e| self.finish(e, p, acc).map(|()| vec![]),
+            |e| {
+                e.b.store(view, acc, &at, whole.clone(), &[true, true])?;
+                Ok(vec![])
+            },
+        )?;
+        Ok(())
+    }
+
+    /// Some steps of the summed dim: from a scratch row and an offset in it, and the step of the panel.
+    fn sum(
+        &self,
+        e: &mut Emitter<'_>,
+        p: &Place,
+        (line, from, step): (Val, Val, Val),
+        depth: usize,
+        next: Option<(Val, i64)>,
+        acc: Val,
+    ) -> Result<Val, Error> {
+        let c = self.cuts;
+        let (nr, ct) = (c.tile.1, compute_type(self.c.acc));
+        let mut factors = vec![Factor { size: p.width, dim: Some(1), step: c.step() }];
+        if p.lines > 1 {
+            factors.insert(0, Factor { size: p.lines, dim: Some(0), step: c.windows[c.last - 1].step });
+        }
+        let along = match depth {
+            1 => Factor { size: 1, dim: None, step: 0 },
+            _ => Factor { size: depth, dim: Some(1), step: c.windows[c.last].dilation },
+        };
+        let map = TileMap(vec![factors, vec![along]]);
+        let a = e.b.load(self.rows, &[line, from], map, &[true, true], zero_of(ct))?;
+        let steps = if depth == 1 { Coord::at(step) } else { Coord::along(step, 0, true) };
+        let zero = e.b.int(0);
+        let at = [Coord::at(p.panel), steps, Coord::along(zero, 1, true)];
+        let shape = std::mem::replace(&mut e.shape, vec![depth, nr]);
+        let (buffer, view, strides, dims) = &self.panels;
+        let b = e.load_view(*buffer, *view, strides, dims, &at, zero_of(self.kernel))?;
+        e.shape = shape;
+        let b = e.b.cast(b, ct, CAST)?;
+        if let Some((next, each)) = next {
+            let line = (CACHE_LINE as i64 * 8 / self.kernel.bits() as i64).max(1);
+            let far = e.b.mul_int(step, each)?;
+            let at = e.b.add(next, far)?;
+            for part in 0..(each + line - 1) / line {
+                let at = e.b.add_int(at, part * line)?;
+                e.b.prefetch(self.packed, &[at])?;
+            }
+        }
+        Ok(e.b.mma(acc, a, b)?)
+    }
+
+    /// What follows the sums of a tile.
+    fn finish(&self, e: &mut Emitter<'_>, p: &Place, acc: Val) -> Result<(), Error> {
+        let c = self.cuts;
+        let (inside, exact) = (c.single.is_some(), c.ocg % c.tile.1 as i64 == 0);
+        epilogue(e, self.c.out, acc, self.finish, &self.outs, &mut |e, line| {
+            let (down, along) = match line {
+                Some(i) if p.lines > 1 => {
+                    let n = e.b.int(p.width as i64);
+                    (e.b.div(i, n)?, Some(e.b.binary(Binary::Rem, i, n)?))
+                }
+                line => (e.b.int(0), line),
+            };
+            let row = e.b.add(p.row, down)?;
+            let column = match along {
+                None => Coord::along(p.column, 0, inside),
+                Some(i) => Coord::Affine { base: e.b.add(p.column, i)?, lane: None, inside },
+            };
+            let of = |role: &ConvRole| match *role {
+                ConvRole::N => self.outer[0],
+                ConvRole::C => Coord::along(p.channel, 1, exact),
+                ConvRole::S(s) if s == c.last => column,
+                ConvRole::S(s) if s + 1 == c.last => Coord::at(row),
+                ConvRole::S(s) => self.outer[2 + s],
+            };
+            Ok(self.c.spec.output.iter().map(of).collect())
+        })
+    }
+}
+
 /// The schedule of a convolution whose windows read several channels.
 pub fn schedule(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
     let g = r.graph;
-    let spec = c.spec;
-    let rank = spec.rank();
-    let ct = compute_type(c.acc);
-    let lanes = r.machine.lanes(ct);
-    let unsupported = |what: &str| Error::unsupported("conv", r.loc, what);
-    let ic = c.kernel_dim(r, ConvRole::C).as_const().ok_or_else(|| unsupported("unknown input channels"))?;
-    let oc = c.kernel_dim(r, ConvRole::N).as_const().ok_or_else(|| unsupported("unknown output channels"))?;
-    let (groups, ocg) = (spec.groups, oc / spec.groups);
-    let input =
-        g.inputs.iter().position(|&v| v == c.kernel).ok_or_else(|| unsupported("a computed kernel"))?;
-    let last = rank - 1;
-    let width = c.output_dim(r, ConvRole::S(last)).clone();
-    let height = if rank >= 2 { c.output_dim(r, ConvRole::S(last - 1)).clone() } else { Dim::from(1) };
-    let windows: Vec<Window> =
-        (0..rank).map(|s| Window::new(c.taps[s], spec.strides[s], spec.dilation[s])).collect();
-    let (mut mr, mut vectors) = register_tile(r);
-    if (ocg as usize).next_multiple_of(lanes) < (ocg as usize).next_multiple_of(lanes * vectors) {
-        vectors = 1;
-        mr = if r.machine.registers >= 32 { 24 } else { 10 };
-    }
-    let nr = lanes * vectors;
-    // Columns next to each other in memory stay so in scratch.
-    let planar = spec.input.last() == Some(&ConvRole::S(last)) && windows[last].jump == 1 && groups == 1;
-
+    let cuts = Cuts::new(r, c)?;
+    let (last, (mr, nr), ct) = (cuts.last, cuts.tile, compute_type(c.acc));
+    let computed = || Error::unsupported("conv", r.loc, "a computed kernel");
+    let input = g.inputs.iter().position(|&v| v == c.kernel).ok_or_else(computed)?;
     let mut s = Scheduled::default();
-    // Kernel: for a grouped convolution the group's output channels must start a panel.
-    let whole_panels = groups == 1 || ocg % nr as i64 == 0;
-    let nr = if whole_panels { nr } else { divisor(ocg, nr) };
-    let mut perm = vec![Conv::at(&spec.kernel, ConvRole::N)];
-    perm.extend((0..rank).map(|i| Conv::at(&spec.kernel, ConvRole::S(i))));
-    perm.insert(if planar { rank } else { rank + 1 }, Conv::at(&spec.kernel, ConvRole::C));
-    let pack = Pack { input, perm, columns: 0, width: nr, group: (1, 1) };
+    let pack = cuts.pack(c.spec, input);
     // A panel's taps and channels as one dim.
     let taps: i64 = c.taps.iter().product();
-    let panel_dims = [pack.dims(g.dims(c.kernel))[0].clone(), Dim::from(taps * ic), Dim::from(nr as i64)];
+    let panel_dims =
+        vec![pack.dims(g.dims(c.kernel))[0].clone(), Dim::from(taps * cuts.ic), Dim::from(nr as i64)];
     let arg = pack.place(r, &mut s)?;
-    let group_panels = (ocg + nr as i64 - 1) / nr as i64;
-
-    // An instance: some rows and columns of outputs, whose input rows fit in scratch. Columns that are whole pages apart
-    // would push each other out of the nearest cache.
-    let bytes = ct.bits() as i64 / 8;
-    let apart = windows[last].step * ic * bytes % APART == 0;
-    let pitch = if apart && !planar { ic + PUSH / bytes } else { ic };
-    let others: i64 = windows[..last.saturating_sub(1)].iter().map(|w| w.span(1)).product();
-    let fits = |rows: i64, columns: i64| {
-        let lines = if rank >= 2 { windows[last - 1].span(rows) } else { 1 };
-        others * lines * windows[last].span(columns) * pitch * bytes <= ROWS_BYTES
-    };
-    let known = height.as_const();
-    let mut rows = if known.is_some() || rank < 2 { 1 } else { 4 };
-    let mut columns = width.as_const().unwrap_or(MAX_COLUMNS).clamp(1, MAX_COLUMNS);
-    while columns > mr as i64 && !fits(rows, columns) {
-        columns = (columns / 2).max(mr as i64);
-    }
-    if let Some(h) = known.map(|h| h.max(1)) {
-        while rows < h.min(8) && fits(rows + 1, columns) {
-            rows += 1;
-        }
-        // As even as can be.
-        let blocks = (h + rows - 1) / rows;
-        rows = (h + blocks - 1) / blocks;
-    }
-    let single = width.as_const().filter(|&w| w <= columns);
-    if single.is_none() {
-        columns = (columns / mr as i64).max(1) * mr as i64;
-    }
-    // Short rows: one register tile takes several.
-    let lines = match single {
-        Some(w) if rank >= 2 && w > 0 => (mr as i64 / w).clamp(1, rows.max(1)) as usize,
-        _ => 1,
-    };
-    let slack = 4 * lanes + mr * (windows[last].step * pitch) as usize;
-    let cols = windows[last].span(columns);
-    let mut outer_len: Vec<i64> = windows[..last].iter().map(|w| w.span(1)).collect();
-    if rank >= 2 {
-        outer_len[last - 1] = windows[last - 1].span(rows);
-    }
-    let flat_rows: i64 = outer_len.iter().product();
 
     let mut e = Emitter::new(r.name, g);
     e.write_dims();
@@ -353,21 +752,13 @@ pub fn schedule(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
     let (zero, one) = (e.b.int(0), e.b.int(1));
 
     // The grid: columns × rows × (batch, groups, outer positions, parts of the panels).
-    let row_blocks = height.ceildiv(&Dim::from(rows.max(1)));
-    let col_blocks = width.ceildiv(&Dim::from(columns));
-    let block = width.ceildiv(&(col_blocks.max(&Dim::from(1)) * mr as i64)) * mr as i64;
-    let mut outer_dims = vec![c.output_dim(r, ConvRole::N).clone(), Dim::from(groups)];
+    let row_blocks = cuts.height.ceildiv(&Dim::from(cuts.rows.max(1)));
+    let col_blocks = cuts.width.ceildiv(&Dim::from(cuts.columns));
+    let block = cuts.width.ceildiv(&(col_blocks.max(&Dim::from(1)) * mr as i64)) * mr as i64;
+    let mut outer_dims = vec![c.output_dim(r, ConvRole::N).clone(), Dim::from(cuts.groups)];
     outer_dims.extend((0..last.saturating_sub(1)).map(|i| c.output_dim(r, ConvRole::S(i)).clone()));
     let instances = product(&[product(&outer_dims), row_blocks.clone(), col_blocks.clone()]);
-    // Parts of the panels, where there are few instances and copying the rows again costs little.
-    let per_panel = taps / windows.iter().map(|w| w.step).product::<i64>().max(1);
-    let least = (8 / per_panel.max(1)).max(1);
-    let parts = match instances.as_const() {
-        Some(n) if n > 0 => ((INSTANCES + n - 1) / n).min(group_panels / least).max(1),
-        _ => 1,
-    };
-    let part_panels = (group_panels + parts - 1) / parts;
-    let parts = (group_panels + part_panels - 1) / part_panels.max(1);
+    let (parts, part_panels) = cuts.parts(taps, &instances);
     outer_dims.push(Dim::from(parts));
     let pid_outer = e.b.program_id(2)?;
     let outer = delinear(&mut e, pid_outer, &outer_dims)?;
@@ -377,34 +768,36 @@ pub fn schedule(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
     };
     let group = scalar(&outer[1]);
     let (pid_row, pid_col) = (e.b.program_id(1)?, e.b.program_id(0)?);
-    let row0 = e.b.mul_int(pid_row, rows)?;
-    let block_v = match single {
+    let row0 = e.b.mul_int(pid_row, cuts.rows)?;
+    let block_v = match cuts.single {
         Some(w) => e.b.int(w),
         None => e.dim_param(&block),
     };
     let col0 = e.b.mul(pid_col, block_v)?;
-    let (rows_v, width_v) = (e.dim_param(&height), e.dim_param(&width));
-    let row_end = e.b.add_int(row0, rows)?;
+    let (rows_v, width_v) = (e.dim_param(&cuts.height), e.dim_param(&cuts.width));
+    let row_end = e.b.add_int(row0, cuts.rows)?;
     let row_hi = e.b.min(row_end, rows_v)?;
     let col_end = e.b.add(col0, block_v)?;
-    let col_hi = if single.is_some() { col_end } else { e.b.min(col_end, width_v)? };
+    let col_hi = if cuts.single.is_some() { col_end } else { e.b.min(col_end, width_v)? };
 
     // Scratch: rows of columns × channels, one after another.
-    let columns_v = windows[last].span_of(&mut e, block_v)?;
-    let line_v = e.b.mul_int(columns_v, pitch)?;
-    let len = (flat_rows * cols * pitch) as usize + slack;
-    let scratch = e.b.alloc(ct, len)?;
-    let len_v = e.b.int(len as i64);
+    let columns_v = cuts.windows[last].span_of(&mut e, block_v)?;
+    let line_v = e.b.mul_int(columns_v, cuts.pitch)?;
+    let flat_rows: i64 = cuts.outer_len.iter().product();
+    let cols = cuts.windows[last].span(cuts.columns);
+    let len = flat_rows * cols * cuts.pitch + cuts.slack();
+    let scratch = e.b.alloc(ct, len as usize)?;
+    let len_v = e.b.int(len);
     let all = e.b.view(scratch, zero, &[len_v], &[one])?;
-    let (fr, reach) = (e.b.int(flat_rows), e.b.add_int(line_v, slack as i64)?);
+    let (fr, reach) = (e.b.int(flat_rows), e.b.add_int(line_v, cuts.slack())?);
     let flat = e.b.view(scratch, zero, &[fr, reach], &[line_v, one])?;
-    let by_line = lines > 1 || heavy_epilogue(g);
-    let tile_rows = single.map_or(mr, |w| mr.min(w.max(1) as usize * lines));
-    let finish_view = if by_line { Some(epilogue_view(&mut e, ct, tile_rows, nr)?) } else { None };
+    let by_line = cuts.lines > 1 || heavy_epilogue(g);
+    let tile_rows = cuts.single.map_or(mr, |w| mr.min(w.max(1) as usize * cuts.lines));
+    let finish = if by_line { Some(epilogue_view(&mut e, ct, tile_rows, nr)?) } else { None };
 
-    let mut start = vec![zero; rank];
+    let mut start = vec![zero; last + 1];
     let mut lens = Vec::new();
-    for i in 0..rank {
+    for i in 0..=last {
         let count = if i == last {
             start[i] = col0;
             e.b.sub(col_hi, col0)?
@@ -415,270 +808,81 @@ pub fn schedule(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
             start[i] = scalar(&outer[2 + i]);
             one
         };
-        lens.push(windows[i].span_of(&mut e, count)?);
+        lens.push(cuts.windows[i].span_of(&mut e, count)?);
     }
-    let copied = if planar {
-        cols
-    } else if groups == 1 {
-        cols * ic
-    } else {
-        ic
+    let copied = match (cuts.planar, cuts.groups) {
+        (true, _) => cols,
+        (_, 1) => cols * cuts.ic,
+        _ => cuts.ic,
     };
     let copy = Copy {
-        windows: &windows,
+        windows: &cuts.windows,
         start: &start,
         lens: &lens,
-        outer: &outer_len,
+        outer: &cuts.outer_len,
         batch: outer[0],
-        first_channel: e.b.mul_int(group, ic)?,
-        channels: ic,
-        pitch,
+        first_channel: e.b.mul_int(group, cuts.ic)?,
+        channels: cuts.ic,
+        pitch: cuts.pitch,
         scratch: all,
         columns: columns_v,
         line: line_v,
-        planar,
-        width: (copied as usize).next_power_of_two().min(4 * lanes),
+        planar: cuts.planar,
+        width: (copied as usize).next_power_of_two().min(4 * cuts.lanes),
     };
     copy_rows(r, &mut e, c, &copy)?;
 
-    // Panels of output channels; rows; tiles along a row.
-    let dense = spec.dilation[last] == 1 && pitch == ic;
-    let exact = ocg % nr as i64 == 0;
-    let step = windows[last].step * if planar { 1 } else { pitch };
-    // A run of the summed elements that lie evenly in scratch, and how many runs there are for one row of taps.
-    let (k_len, k_count) = match (planar, dense) {
-        (true, _) => (c.taps[last], ic),
-        (_, true) => (c.taps[last] * ic, 1),
-        _ => (ic, c.taps[last]),
-    };
-    let outer_taps: Vec<i64> = c.taps[..last].to_vec();
+    // Panels of output channels; blocks of the summed dim; rows; tiles along a row.
     let part = outer.last().map_or(zero, scalar);
     let first_panel = e.b.mul_int(part, part_panels)?;
     let end_panel = e.b.add_int(first_panel, part_panels)?;
-    let gp = e.b.int(group_panels);
+    let gp = e.b.int(cuts.group_panels);
     let end_panel = if parts > 1 { e.b.min(end_panel, gp)? } else { gp };
-    // Blocks of the summed dim: some runs, or parts of one. A panel's block stays in the nearest cache while all tiles read it.
-    let runs: i64 = outer_taps.iter().product::<i64>() * k_count;
-    let (per, cuts) = if planar || runs * k_len <= 2 * BLOCK {
-        (runs, 1)
-    } else if 2 * k_len > BLOCK {
-        (1, (k_len + BLOCK - 1) / BLOCK)
-    } else {
-        (BLOCK / k_len, 1)
-    };
-    let (len, count) = ((k_len + cuts - 1) / cuts, (runs + per - 1) / per.max(1) * cuts);
-    // Few tiles read a block before the next one is needed: it comes nearer while they do.
-    let ahead = single.map(|w| (w, w * rows)).filter(|a| !planar && a.1 > 0 && a.1 <= PREFETCHED * mr as i64);
-    let brought = (CACHE_LINE as i64 * 8 / g.dtype(c.kernel).bits() as i64).max(1);
     let (packed, _) = e.view(kb, &[product(&panel_dims)])?;
-    let sums_row = columns + mr as i64;
-    let sums = if count > 1 {
-        Some(epilogue_view(&mut e, ct, (rows.max(1) * sums_row) as usize, nr)?)
+    let blocks = cuts.summed.blocks;
+    let sums = if blocks > 1 {
+        Some(epilogue_view(&mut e, ct, (cuts.rows.max(1) * cuts.sums_row()) as usize, nr)?)
     } else {
         None
     };
-    let tiles = cut(&mut e, col0, col_hi, single, mr)?;
-    let row_tiles = match known {
-        Some(h) if lines > 1 && h % rows == 0 => cut(&mut e, row0, row_hi, Some(rows), lines)?,
-        _ => {
+    let tiles = cut(&mut e, col0, col_hi, cuts.single, mr)?;
+    let row_tiles = match (cuts.lines, cuts.height.as_const()) {
+        (1, _) => vec![(1, row0, row_hi)],
+        (lines, Some(h)) if h % cuts.rows == 0 => cut(&mut e, row0, row_hi, Some(cuts.rows), lines)?,
+        (lines, _) => {
             let span = e.b.sub(row_hi, row0)?;
             let n = e.b.int(lines as i64);
             let rest = e.b.binary(Binary::Rem, span, n)?;
             let mid = e.b.sub(row_hi, rest)?;
-            let cuts = [(lines, row0, mid), (1, mid, row_hi)];
-            if lines == 1 { vec![(1, row0, row_hi)] } else { cuts.to_vec() }
+            vec![(lines, row0, mid), (1, mid, row_hi)]
         }
     };
+    let body = Body {
+        c,
+        cuts: &cuts,
+        kernel: g.dtype(c.kernel),
+        panels: (kb, kv, kstrides, panel_dims),
+        packed,
+        rows: flat,
+        columns: columns_v,
+        origin: (row0, col0),
+        outer,
+        sums,
+        finish,
+        outs,
+    };
     e.for_loop(first_panel, end_panel, 1, &[], |e, p, _| {
-        let base_panel = e.b.mul_int(group, group_panels)?;
+        let base_panel = e.b.mul_int(group, cuts.group_panels)?;
         let panel = e.b.add(base_panel, p)?;
         let n_in_group = e.b.mul_int(p, nr as i64)?;
-        let group_first = e.b.mul_int(group, ocg)?;
-        let n0 = e.b.add(group_first, n_in_group)?;
-        let tile =
-            |e: &mut Emitter<'_>, block: Option<Val>, row: Val, w0: Val, lines: usize, width: usize| {
-                let row_in_block = e.b.sub(row, row0)?;
-                let size = width * lines;
-                e.shape = vec![size, nr];
-                let col = e.b.sub(w0, col0)?;
-                let first = e.b.mul_int(col, step)?;
-                let place = {
-                    let row = e.b.mul_int(row_in_block, sums_row)?;
-                    [e.b.add(row, col)?, zero]
-                };
-                let all = TileMap::along(&[size, nr], &[0, 1]);
-                let zeros = |e: &mut Emitter<'_>| -> Result<Vec<Val>, Error> {
-                    Ok(vec![e.b.full(ct, &[size, nr], zero_of(ct))?])
-                };
-                let init = match (sums, block) {
-                    (Some(view), Some(block)) => {
-                        let first = e.b.compare(Compare::Eq, block, zero)?;
-                        e.if_else(first, zeros, |e| {
-                            Ok(vec![e.b.load(view, &place, all.clone(), &[true, true], zero_of(ct))?])
-                        })?
-                    }
-                    _ => zeros(e)?,
-                };
-                // The block's runs, and what it takes of each.
-                let (runs_v, k_len_v) = (e.b.int(runs), e.b.int(k_len));
-                let ((from, to), (k_lo, k_hi)) = if let (Some(block), true) = (block, cuts > 1) {
-                    let n = e.b.int(cuts);
-                    let (run, cut) = (e.b.div(block, n)?, e.b.binary(Binary::Rem, block, n)?);
-                    let lo = e.b.mul_int(cut, len)?;
-                    let hi = e.b.add_int(lo, len)?;
-                    ((run, e.b.add_int(run, 1)?), (lo, e.b.min(hi, k_len_v)?))
-                } else if let Some(block) = block {
-                    let lo = e.b.mul_int(block, per)?;
-                    let hi = e.b.add_int(lo, per)?;
-                    ((lo, e.b.min(hi, runs_v)?), (zero, k_len_v))
-                } else {
-                    ((zero, runs_v), (zero, k_len_v))
-                };
-                // Where in the next block this tile's share begins, for step 0 of the panel.
-                let next = match ahead {
-                    Some((w, total)) => {
-                        let depth = if cuts > 1 { len } else { per * k_len } * nr as i64;
-                        let done = e.b.mul_int(row_in_block, w)?;
-                        let done = e.b.add(done, col)?;
-                        let share = e.b.mul_int(done, depth)?;
-                        let total_v = e.b.int(total);
-                        let share = e.b.div(share, total_v)?;
-                        let begin = e.b.mul_int(from, k_len)?;
-                        let begin = e.b.add(begin, k_lo)?;
-                        let each = ((nr * size) as i64 + total - 1) / total;
-                        let at = e.b.mul_int(begin, nr as i64 - each)?;
-                        let panel = e.b.mul_int(panel, taps * ic * nr as i64)?;
-                        let at = e.b.add(at, panel)?;
-                        let at = e.b.add(at, share)?;
-                        Some((e.b.add_int(at, depth)?, each))
-                    }
-                    None => None,
-                };
-                let acc = e.for_loop(from, to, 1, &init, |e, t, carried| {
-                    let mut rest = t;
-                    let kw = if k_count > 1 {
-                        let n = e.b.int(k_count);
-                        let kw = e.b.binary(Binary::Rem, rest, n)?;
-                        rest = e.b.div(rest, n)?;
-                        kw
-                    } else {
-                        zero
-                    };
-                    let mut taps = Vec::new();
-                    for (i, &n) in outer_taps.iter().enumerate().rev() {
-                        if i == 0 {
-                            taps.push(rest);
-                        } else {
-                            let nv = e.b.int(n);
-                            taps.push(e.b.binary(Binary::Rem, rest, nv)?);
-                            rest = e.b.div(rest, nv)?;
-                        }
-                    }
-                    taps.reverse();
-                    // The scratch row.
-                    let mut line = zero;
-                    for (s, &t) in taps.iter().enumerate() {
-                        let d = e.b.mul_int(t, windows[s].dilation)?;
-                        let at = if s + 1 == last {
-                            let r = e.b.mul_int(row_in_block, windows[s].step)?;
-                            e.b.add(d, r)?
-                        } else {
-                            d
-                        };
-                        let scaled = e.b.mul_int(line, outer_len[s])?;
-                        line = e.b.add(scaled, at)?;
-                    }
-                    let kw_at = if planar {
-                        e.b.mul(kw, columns_v)?
-                    } else {
-                        e.b.mul_int(kw, windows[last].dilation * pitch)?
-                    };
-                    let start = e.b.add(first, kw_at)?;
-                    // Offset of this run in the packed kernel's panel: the taps come in the same order.
-                    let run = e.b.mul_int(t, k_len)?;
-                    let mut factors = vec![Factor { size: width, dim: Some(1), step }];
-                    if lines > 1 {
-                        factors.insert(0, Factor { size: lines, dim: Some(0), step: windows[last - 1].step });
-                    }
-                    // Some steps of the summed dim from one place on.
-                    let summed = |e: &mut Emitter<'_>, k: Val, depth: usize, acc: Val| {
-                        let ka = e.b.add(start, k)?;
-                        let along = match depth {
-                            1 => Factor { size: 1, dim: None, step: 0 },
-                            _ => Factor { size: depth, dim: Some(1), step: windows[last].dilation },
-                        };
-                        let map = TileMap(vec![factors.clone(), vec![along]]);
-                        let a = e.b.load(flat, &[line, ka], map, &[true, true], zero_of(ct))?;
-                        let kr = e.b.add(run, k)?;
-                        let rows = if depth == 1 { Coord::at(kr) } else { Coord::along(kr, 0, true) };
-                        let at = [Coord::at(panel), rows, Coord::along(zero, 1, true)];
-                        let shape = std::mem::replace(&mut e.shape, vec![depth, nr]);
-                        let b =
-                            e.load_view(kb, kv, &kstrides, &panel_dims, &at, zero_of(g.dtype(c.kernel)))?;
-                        e.shape = shape;
-                        let b = e.b.cast(b, ct, CAST)?;
-                        if let Some((next, each)) = next {
-                            let far = e.b.mul_int(kr, each)?;
-                            let at = e.b.add(next, far)?;
-                            for part in 0..(each + brought - 1) / brought {
-                                let at = e.b.add_int(at, part * brought)?;
-                                e.b.prefetch(packed, &[at])?;
-                            }
-                        }
-                        Ok::<_, Error>(vec![e.b.mma(acc, a, b)?])
-                    };
-                    if planar {
-                        return summed(e, zero, k_len as usize, carried[0]);
-                    }
-                    e.for_loop(k_lo, k_hi, 1, carried, |e, k, carried| summed(e, k, 1, carried[0]))
-                })?[0];
-                let inside = single.is_some();
-                let finish = |e: &mut Emitter<'_>| {
-                    epilogue(e, c.out, acc, finish_view, &outs, &mut |e, line| {
-                        let (down, along) = match line {
-                            Some(i) if lines > 1 => {
-                                let n = e.b.int(width as i64);
-                                (e.b.div(i, n)?, Some(e.b.binary(Binary::Rem, i, n)?))
-                            }
-                            line => (zero, line),
-                        };
-                        let row = e.b.add(row, down)?;
-                        let column = match along {
-                            None => Coord::along(w0, 0, inside),
-                            Some(i) => Coord::Affine { base: e.b.add(w0, i)?, lane: None, inside },
-                        };
-                        Ok(spec
-                            .output
-                            .iter()
-                            .map(|role| match *role {
-                                ConvRole::N => outer[0],
-                                ConvRole::C => Coord::along(n0, 1, exact),
-                                ConvRole::S(s) if s == last => column,
-                                ConvRole::S(s) if s + 1 == last => Coord::at(row),
-                                ConvRole::S(s) => outer[2 + s],
-                            })
-                            .collect())
-                    })
-                };
-                let (Some(view), Some(block)) = (sums, block) else { return finish(e) };
-                let end = e.b.int(count - 1);
-                let last = e.b.compare(Compare::Eq, block, end)?;
-                e.if_else(
-                    last,
-                    |e| finish(e).map(|()| vec![]),
-                    |e| {
-                        e.b.store(view, acc, &place, all.clone(), &[true, true])?;
-                        Ok(vec![])
-                    },
-                )?;
-                Ok(())
-            };
+        let group_first = e.b.mul_int(group, cuts.ocg)?;
+        let channel = e.b.add(group_first, n_in_group)?;
         let tiled = |e: &mut Emitter<'_>, block: Option<Val>| -> Result<Vec<Val>, Error> {
             for &(lines, lo, hi) in &row_tiles {
                 e.for_loop(lo, hi, lines as i64, &[], |e, row, _| {
-                    for &(size, lo, hi) in &tiles {
-                        e.for_loop(lo, hi, size as i64, &[], |e, w0, _| {
-                            tile(e, block, row, w0, lines, size)?;
+                    for &(width, lo, hi) in &tiles {
+                        e.for_loop(lo, hi, width as i64, &[], |e, column, _| {
+                            body.tile(e, &Place { block, panel, channel, row, column, lines, width })?;
                             Ok(vec![])
                         })?;
                     }
@@ -687,11 +891,11 @@ pub fn schedule(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
             }
             Ok(vec![])
         };
-        if count == 1 {
+        if blocks == 1 {
             return tiled(e, None);
         }
-        let count_v = e.b.int(count);
-        e.for_loop(zero, count_v, 1, &[], |e, block, _| tiled(e, Some(block)))?;
+        let blocks = e.b.int(blocks);
+        e.for_loop(zero, blocks, 1, &[], |e, block, _| tiled(e, Some(block)))?;
         Ok(vec![])
     })?;
     s.launches.push(e.launch([col_blocks, row_blocks, product(&outer_dims)]));

@@ -147,21 +147,11 @@ impl Packing {
     /// Panels `[…, steps, width]` as `[…, steps / side, width, side]`.
     fn interleave(&self, panels: &Tensor, shape: &[usize]) -> Option<Tensor> {
         let size = panels.dtype().byte_size()?;
-        let steps = panels.shape()[panels.rank() - 2];
+        let (line, steps) = (self.width * size, panels.shape()[panels.rank() - 2]);
         let mut out = Tensor::zeros(panels.dtype(), shape).ok()?;
-        let (line, padded) = (self.width * size, steps.next_multiple_of(self.group.1));
-        if steps == 0 {
-            return Some(out);
-        }
-        let source = panels.bytes();
-        for (to, from) in
-            out.bytes_mut().chunks_exact_mut(padded * line).zip(source.chunks_exact(steps * line))
-        {
-            for (k, row) in from.chunks_exact(line).enumerate() {
-                for (j, cell) in row.chunks_exact(size).enumerate() {
-                    to[self.beside(k, j) * size..][..size].copy_from_slice(cell);
-                }
-            }
+        let (source, target) = (panels.bytes(), out.bytes_mut());
+        for (from, to) in self.cells(steps, source.len() / line, size) {
+            target[to..][..size].copy_from_slice(&source[from..][..size]);
         }
         Some(out)
     }
@@ -169,23 +159,23 @@ impl Packing {
     /// Undoes [`Packing::interleave`].
     fn separate(&self, packed: &Tensor, shape: &[usize]) -> Option<Tensor> {
         let size = packed.dtype().byte_size()?;
-        let steps = shape[shape.len() - 2];
+        let (line, steps) = (self.width * size, shape[shape.len() - 2]);
         let mut out = Tensor::zeros(packed.dtype(), shape).ok()?;
-        let (line, padded) = (self.width * size, steps.next_multiple_of(self.group.1));
-        if steps == 0 {
-            return Some(out);
-        }
-        let source = packed.bytes();
-        for (to, from) in
-            out.bytes_mut().chunks_exact_mut(steps * line).zip(source.chunks_exact(padded * line))
-        {
-            for (k, row) in to.chunks_exact_mut(line).enumerate() {
-                for (j, cell) in row.chunks_exact_mut(size).enumerate() {
-                    cell.copy_from_slice(&from[self.beside(k, j) * size..][..size]);
-                }
-            }
+        let (source, target) = (packed.bytes(), out.bytes_mut());
+        for (to, from) in self.cells(steps, target.len() / line, size) {
+            target[to..][..size].copy_from_slice(&source[from..][..size]);
         }
         Some(out)
+    }
+
+    /// For each cell of `lines` lines in panels of `steps`, its place in bytes, and its place among cells that stand side by side.
+    fn cells(&self, steps: usize, lines: usize, size: usize) -> impl Iterator<Item = (usize, usize)> {
+        let (width, padded) = (self.width, steps.next_multiple_of(self.group.1));
+        (0..lines).flat_map(move |line| {
+            let (panel, k) = (line / steps, line % steps);
+            let place = move |j| panel * padded * width + self.beside(k, j);
+            (0..width).map(move |j| ((line * width + j) * size, place(j) * size))
+        })
     }
 
     /// The value of a shape that a packed one was made from. `None` where the packed shape is not that of `shape`.

@@ -168,6 +168,28 @@ fn heads(n: &NodeCtx<'_>, name: &str) -> Result<i64> {
     }
 }
 
+/// Attention of queries that come after `offset` earlier ones, heads joined: with the padding mask that is operand `padding`, the bias
+/// that is operand 5, and the node's scale.
+fn attend<'m>(
+    cx: &mut Ctx<'_, 'm>,
+    n: &NodeCtx<'m>,
+    [q, k, v]: [ValueId; 3],
+    offset: Dim,
+    padding: usize,
+) -> Result<ValueId> {
+    let (batch, t) = (cx.b.dims(q)[0].clone(), cx.b.dims(k)[2].clone());
+    let mask = padding_mask(cx, n, padding, &batch, &t)?;
+    let bias = cx.opt(n, 5)?;
+    let mask = add_masks(cx, mask, bias)?;
+    let s = scale(cx, n, q)?;
+    let spec = match n.flag("unidirectional", false)? {
+        true => AttentionSpec::causal(s, offset),
+        false => AttentionSpec::new(s),
+    };
+    let y = cx.b.attention(&spec, q, k, v, mask)?;
+    join_heads(cx, y)
+}
+
 fn attention<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
     let (x, w, bias) = (cx.tensor(n, 0)?, cx.tensor(n, 1)?, cx.opt(n, 2)?);
     let heads = heads(n, "num_heads")?;
@@ -197,17 +219,7 @@ fn attention<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
         let (pk, pv) = (cx.b.index(past, 0, 0)?, cx.b.index(past, 0, 1)?);
         (k, v) = (cx.b.concat(&[pk, k], 2)?, cx.b.concat(&[pv, v], 2)?);
     }
-    let t = cx.b.dims(k)[2].clone();
-    let mask = padding_mask(cx, n, 3, &xd[0], &t)?;
-    let bias = cx.opt(n, 5)?;
-    let mask = add_masks(cx, mask, bias)?;
-    let s = scale(cx, n, q)?;
-    let spec = match n.flag("unidirectional", false)? {
-        true => AttentionSpec::causal(s, offset),
-        false => AttentionSpec::new(s),
-    };
-    let y = cx.b.attention(&spec, q, k, v, mask)?;
-    let y = join_heads(cx, y)?;
+    let y = attend(cx, n, [q, k, v], offset, 3)?;
     let mut out = vec![cx.out(y)];
     if n.wants(1) {
         let (k, v) = (cx.b.unsqueeze(k, 0)?, cx.b.unsqueeze(v, 0)?);
@@ -259,17 +271,7 @@ fn multi_head_attention<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec
         let past_v = cx.tensor(n, 7)?;
         (k, v) = (cx.b.concat(&[past, k], 2)?, cx.b.concat(&[past_v, v], 2)?);
     }
-    let (batch, t) = (cx.b.dims(q)[0].clone(), cx.b.dims(k)[2].clone());
-    let mask = padding_mask(cx, n, 4, &batch, &t)?;
-    let bias = cx.opt(n, 5)?;
-    let mask = add_masks(cx, mask, bias)?;
-    let s = scale(cx, n, q)?;
-    let spec = match n.flag("unidirectional", false)? {
-        true => AttentionSpec::causal(s, offset),
-        false => AttentionSpec::new(s),
-    };
-    let y = cx.b.attention(&spec, q, k, v, mask)?;
-    let y = join_heads(cx, y)?;
+    let y = attend(cx, n, [q, k, v], offset, 4)?;
     Ok(vec![cx.out(y), cx.out(k), cx.out(v)])
 }
 
