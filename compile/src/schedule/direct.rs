@@ -615,21 +615,10 @@ impl Body<'_> {
             [e.b.add(row, col)?, zero]
         };
         let whole = TileMap::along(&[size, nr], &[0, 1]);
-        let zeros = |e: &mut Emitter<'_>| -> Result<Vec<Val>, Error> {
-            Ok(vec![e.b.full(ct, &[size, nr], zero_of(ct))?])
-        };
-        let init = match (self.sums, p.block) {
-            (Some(view), Some(block)) => {
-                let first = e.b.compare(Compare::Eq, block, zero)?;
-                e.if_else(first, zeros, |e| {
-                    Ok(vec![e.b.load(view, &at, whole.clone(), &[true, true], zero_of(ct))?])
-                })?
-            }
-            _ => zeros(e)?,
-        };
+        let init = e.b.full(ct, &[size, nr], zero_of(ct))?;
         let [(from, to), (lo, hi)] = c.summed.range(e, p.block)?;
         let next = self.share(e, p, row, col, (from, lo))?;
-        let acc = e.for_loop(from, to, 1, &init, |e, t, carried| {
+        let acc = e.for_loop(from, to, 1, &[init], |e, t, carried| {
             let (line, start) = self.run_at(e, t, row, first)?;
             // The taps come in the same order in the packed kernel's panel.
             let run = e.b.mul_int(t, c.summed.len)?;
@@ -643,6 +632,16 @@ impl Body<'_> {
             e.for_loop(lo, hi, 1, carried, |e, k, carried| sum(e, k, 1, carried[0]))
         })?[0];
         let (Some(view), Some(block)) = (self.sums, p.block) else { return self.finish(e, p, acc) };
+        // Blocks are summed by themselves first: rounding errors grow with their number and length, not with their product.
+        let begin = e.b.compare(Compare::Eq, block, zero)?;
+        let acc = e.if_else(
+            begin,
+            |_| Ok(vec![acc]),
+            |e| {
+                let before = e.b.load(view, &at, whole.clone(), &[true, true], zero_of(ct))?;
+                Ok(vec![e.b.binary(Binary::Add, before, acc)?])
+            },
+        )?[0];
         let end = e.b.int(c.summed.blocks - 1);
         let last = e.b.compare(Compare::Eq, block, end)?;
         e.if_else(
