@@ -10,7 +10,7 @@ mod piece;
 mod roots;
 mod uses;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use tongtu_chip::Chip;
@@ -67,6 +67,7 @@ pub fn split(kernel: &Kernel, registers: Registers) -> Result<Kernel, TileError>
         defs: HashMap::new(),
         panels: HashMap::new(),
         memo: HashMap::new(),
+        dense: HashSet::new(),
     };
     for p in &kernel.params {
         let v = match p.kind {
@@ -136,6 +137,8 @@ struct Split<'a> {
     panels: HashMap<Val, Stored>,
     /// Parts of lazy tiles computed already in the current block.
     memo: HashMap<(Val, Part), Val>,
+    /// Views whose last dim lies element by element.
+    dense: HashSet<Val>,
 }
 
 impl Split<'_> {

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use tongtu_tensor::scalar::{Binary, Compare};
 use tongtu_tensor::{CastMode, DType, Num};
-use tongtu_tile::{Inst, Op, Val};
+use tongtu_tile::{Factor, Inst, Op, TileMap, Val};
 
 use super::access::is_plain;
 use super::{Def, Done, Lazy, Part, Split};
@@ -197,6 +197,32 @@ impl Split<'_> {
             Some(_) => true,
             None => false,
         }
+    }
+
+    /// The load that a lazy tile is, if any part of it can be read with nothing to check.
+    fn inside_load(&self, v: Val) -> Option<(&Inst, &TileMap)> {
+        let Some(Def::Lazy(l)) = self.defs.get(&v) else { return None };
+        match &l.inst.op {
+            Op::Load { map, masked, inside, .. } if is_plain(map) && !masked && inside.iter().all(|i| *i) => {
+                Some((&l.inst, map))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether a tile is a load with nothing to check.
+    pub(super) fn is_inside(&self, v: Val) -> bool {
+        self.inside_load(v).is_some()
+    }
+
+    /// Whether the rows of a tile that is such a load lie element by element in memory.
+    pub(super) fn is_dense(&self, v: Val) -> bool {
+        self.inside_load(v).is_some_and(|(inst, map)| {
+            let last = inst.operands.len() - 2;
+            let along = |f: &Factor| f.dim == Some(last) && f.step == 1;
+            self.dense.contains(&inst.operands[0])
+                && matches!(map.0.last().map(Vec::as_slice), Some([f]) if along(f))
+        })
     }
 
     /// The register tile of the matrix product that a lazy tile still has to compute; `None` if there is none.

@@ -9,6 +9,9 @@ use super::access::{fitting, is_plain};
 use super::piece::is_trivial;
 use super::{Def, Done, Lazy, Part, Split, Stored};
 
+/// Register tiles of rows that may read a product's right operand where it lies; more of them read it from panels.
+const DIRECT: usize = 3;
+
 /// The element that changes nothing when combined.
 fn identity(combiner: Combiner, d: DType) -> Num {
     let least = || match d.float_format() {
@@ -73,6 +76,11 @@ impl Split<'_> {
             let operands = self.wholes(&inst.operands)?;
             let r = self.b.add_inst(inst.op.clone(), &operands)?;
             self.defs.insert(result, Def::Whole(r[0]));
+            if matches!(inst.op, Op::View { .. })
+                && operands.last().and_then(|&s| self.b.as_int(s)) == Some(1)
+            {
+                self.dense.insert(result);
+            }
             return Ok(());
         }
         let shape = self.shape(result);
@@ -92,15 +100,15 @@ impl Split<'_> {
         if let Op::Mma {} = inst.op {
             // Operands are read many times: the left one element by element, the right one panel by panel.
             let (a, b) = (inst.operands[1], inst.operands[2]);
-            let plain =
-                matches!(self.defs.get(&a), Some(Def::Lazy(l)) if matches!(l.inst.op, Op::Load { .. }));
-            if !(plain && self.is_cheap(a)) {
+            if !self.is_inside(a) {
                 let s = self.stored(a)?;
                 self.defs.insert(a, Def::Stored(s));
             }
-            let (_, width) = self.product_tile(inst);
-            let s = self.panels(b, width)?;
-            self.panels.insert(result, s);
+            let (rows, width) = self.product_tile(inst);
+            if !(self.is_inside(b) && self.is_dense(b) && shape[0].div_ceil(rows) <= DIRECT) {
+                let s = self.panels(b, width)?;
+                self.panels.insert(result, s);
+            }
         }
         let lazy = Rc::new(Lazy { inst: inst.clone(), shape });
         self.defs.insert(result, Def::Lazy(lazy));
