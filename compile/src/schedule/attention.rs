@@ -10,10 +10,10 @@ use tongtu_tensor::dim::Dim;
 use tongtu_tensor::scalar::Compare;
 use tongtu_tile::{Access, TileMap, Val};
 
-use super::contract::{
-    Side, Tiles, copy_rows, epilogue, epilogue_view, flush, heavy_epilogue, register_tile, result_coords,
-};
+use super::contract::{Panels, Side, copy_rows, flush};
+use super::epilogue::{epilogue, epilogue_view, heavy_epilogue, result_coords};
 use super::reduce::{accumulate, bind, coords, initial, levels};
+use super::tiles::{Tiles, register_tile};
 use super::{Request, Scheduled, blocks, delinear, multiple, product};
 use crate::emit::{CAST, Coord, Emitter, KernelArg, zero_of};
 use crate::error::Error;
@@ -80,15 +80,8 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
     e.leaves_of(&g.outputs, &[out])?;
     e.leaves_of(&[p.value], &[scores])?;
     e.leaves_of(&[q.value], &[])?;
-    let panel = |e: &mut Emitter<'_>, side: &Side, packed| -> Result<Option<Panels>, Error> {
-        let Some((arg, dims)): Option<(KernelArg, Vec<Dim>)> = packed else {
-            return e.leaves_of(&[side.value], &[]).map(|_| None);
-        };
-        let buffer = e.buffer(arg, g.dtype(side.value), Access::Read);
-        Ok(Some((buffer, e.view(buffer, &dims)?, dims)))
-    };
-    let k_view = panel(&mut e, &k, k_packed)?;
-    let v_view = panel(&mut e, &v, v_packed)?;
+    let k_view = k.panels(r, &mut e, k_packed)?;
+    let v_view = v.panels(r, &mut e, v_packed)?;
     let outs = (0..g.outputs.len()).map(|i| e.output(i)).collect::<Result<Vec<_>, _>>()?;
     let results = result_dims(g, at.product).ok_or_else(|| wrong("the results have other dims"))?;
     let head_room = (head.as_const().unwrap_or(0) as usize).next_multiple_of(4 * lanes) + lanes;
@@ -268,9 +261,6 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
     s.launches.push(e.launch([tiles.blocks.clone(), one, count]));
     Ok(s)
 }
-
-/// An operand in panels: buffer, view with its strides, dims.
-type Panels = (Val, (Val, Vec<Val>), Vec<Dim>);
 
 /// What follows the second contraction.
 fn after(g: &Graph, at: &Attention) -> Graph {

@@ -11,7 +11,9 @@ use tongtu_tensor::scalar::{Binary, Compare, Unary};
 use tongtu_tensor::{DType, Num};
 use tongtu_tile::{Access, Factor, TileMap, Val};
 
-use super::{Pack, Request, Scheduled, blocks, delinear, multiple, product};
+use super::epilogue::{epilogue_of, epilogue_view, heavy_epilogue, result_coords};
+use super::tiles::{Tiles, compute_type, register_tile};
+use super::{Pack, Request, Scheduled, Unit, blocks, delinear, multiple, product};
 use crate::emit::{CAST, Coord, Emitter, KernelArg, zero_of};
 use crate::error::Error;
 use crate::fuse::result_dims;
@@ -30,20 +32,6 @@ pub const CACHE_LINE: usize = 64;
 const WIDE: usize = 4;
 /// Most panels of the right operand in a block.
 const NC_PANELS: i64 = 16;
-
-/// The register tile of a machine for an accumulator type: rows, vectors a row.
-pub fn register_tile(r: &Request<'_>) -> (usize, usize) {
-    if r.machine.registers >= 32 { (14, 2) } else { (6, 2) }
-}
-
-/// The type that products and sums are computed in.
-pub fn compute_type(acc: DType) -> DType {
-    match acc {
-        DType::F64 => DType::F64,
-        d if d.is_float() => DType::F32,
-        d => d,
-    }
-}
 
 /// One operand's dims by role.
 pub struct Side {
@@ -111,582 +99,666 @@ impl Side {
         let dims = pack.dims(dims);
         Ok(Some((pack.place(r, s)?, dims)))
     }
-}
 
-/// Runs `tile(e, row, size)` over `lo..hi` with the largest tiles first.
-pub fn cover_rows(
-    e: &mut Emitter<'_>,
-    lo: Val,
-    hi: Val,
-    sizes: &[usize],
-    tile: &mut dyn FnMut(&mut Emitter<'_>, Val, usize) -> Result<(), Error>,
-) -> Result<(), Error> {
-    let mut lo = lo;
-    for &size in sizes {
-        let hi_tiles = if size == 1 {
-            hi
-        } else {
-            let span = e.b.sub(hi, lo)?;
-            let s = e.b.int(size as i64);
-            let rest = e.b.binary(Binary::Rem, span, s)?;
-            e.b.sub(hi, rest)?
-        };
-        e.for_loop(lo, hi_tiles, size as i64, &[], |e, m, _| {
-            tile(e, m, size)?;
-            Ok(vec![])
-        })?;
-        lo = hi_tiles;
-    }
-    Ok(())
-}
-
-/// How rows are cut into register tiles.
-pub struct Tiles {
-    /// Rows of the tiles, the greatest first.
-    pub sizes: Vec<usize>,
-    /// Where the number of rows is known, the number of tiles and how many of them have the greater of two sizes.
-    even: Option<(i64, i64)>,
-    /// Whether the last tile may reach past the rows.
-    padded: bool,
-    /// Tiles of a block.
-    per: Dim,
-    /// Number of blocks.
-    pub blocks: Dim,
-    rows: Dim,
-}
-
-impl Tiles {
-    /// Tiles of at most `height` for `rows`, in blocks of at most `most` tiles, at least `least` blocks where there are as many
-    /// tiles: of nearly equal size where the number of rows is known, else as many of the greatest size as fit.
-    pub fn new(rows: &Dim, height: usize, most: i64, least: i64) -> Tiles {
-        let one = Dim::from(1);
-        if let Some(m) = rows.as_const().filter(|&m| m > 0) {
-            let count = (m + height as i64 - 1) / height as i64;
-            let (size, tall) = ((m / count) as usize, m % count);
-            let sizes = if tall > 0 { vec![size + 1, size] } else { vec![size] };
-            let blocks = ((count + most - 1) / most).max(least.min(count));
-            let per = (count + blocks - 1) / blocks;
-            let blocks = Dim::from((count + per - 1) / per);
-            return Tiles {
-                sizes,
-                even: Some((count, tall)),
-                padded: false,
-                per: Dim::from(per),
-                blocks,
-                rows: rows.clone(),
-            };
-        }
-        let mut sizes = vec![height];
-        for size in [height / 3, 2, 1] {
-            if size > 0 && sizes.last().is_some_and(|&s| size < s) {
-                sizes.push(size);
-            }
-        }
-        let height = height as i64;
-        let count = rows.ceildiv(&Dim::from(height));
-        let blocks = count.ceildiv(&Dim::from(most)).max(&count.min(&Dim::from(least))).max(&one);
-        let per = count.ceildiv(&blocks).max(&one);
-        let blocks = count.ceildiv(&per);
-        Tiles { sizes, even: None, padded: false, per, blocks, rows: rows.clone() }
-    }
-
-    /// Tiles of one size, the last one of which may reach past the rows.
-    fn padded(rows: &Dim, height: usize, most: i64, least: i64) -> Tiles {
-        let known = rows.as_const().filter(|&m| m > 0);
-        let height = known.map_or(height as i64, |m| {
-            let count = (m + height as i64 - 1) / height as i64;
-            (m + count - 1) / count
-        });
-        let count = rows.ceildiv(&Dim::from(height));
-        let one = Dim::from(1);
-        let blocks = count.ceildiv(&Dim::from(most)).max(&count.min(&Dim::from(least))).max(&one);
-        let per = count.ceildiv(&blocks).max(&one);
-        let blocks = count.ceildiv(&per);
-        Tiles { sizes: vec![height as usize], even: None, padded: true, per, blocks, rows: rows.clone() }
-    }
-
-    /// Whether there may be more than one tile.
-    fn several(&self) -> bool {
-        self.even.is_none_or(|(count, _)| count > 1)
-    }
-
-    /// Most rows of a block of at most `most` tiles.
-    pub fn block_rows(&self, most: i64) -> usize {
-        self.per.as_const().unwrap_or(most) as usize * self.sizes[0]
-    }
-
-    /// First row of a block and the one after its last.
-    pub fn block(&self, e: &mut Emitter<'_>, block: Val) -> Result<(Val, Val), Error> {
-        let per = e.dim_param(&self.per);
-        let first = e.b.mul(block, per)?;
-        let end = e.b.add(first, per)?;
-        let Some((count, tall)) = self.even else {
-            let (lo, hi) =
-                (e.b.mul_int(first, self.sizes[0] as i64)?, e.b.mul_int(end, self.sizes[0] as i64)?);
-            let rows = e.dim_param(&self.rows);
-            return Ok((lo, e.b.min(hi, rows)?));
-        };
-        let count = e.dim_param(&Dim::from(count));
-        let end = e.b.min(end, count)?;
-        let tall = e.dim_param(&Dim::from(tall));
-        let size = self.sizes[self.sizes.len() - 1] as i64;
-        let row = |e: &mut Emitter<'_>, tile: Val| -> Result<Val, Error> {
-            let (more, base) = (e.b.min(tile, tall)?, e.b.mul_int(tile, size)?);
-            Ok(e.b.add(base, more)?)
-        };
-        Ok((row(e, first)?, row(e, end)?))
-    }
-
-    /// The first of the rows `lo..hi` of a block that are tiles by themselves.
-    fn alone(&self, e: &mut Emitter<'_>, lo: Val, hi: Val) -> Result<Val, Error> {
-        if self.even.is_some() {
-            return Ok(if self.sizes == [1] { lo } else { hi });
-        }
-        let mut rest = e.b.sub(hi, lo)?;
-        for &size in self.sizes.iter().filter(|&&s| s > 1) {
-            let size = e.b.int(size as i64);
-            rest = e.b.binary(Binary::Rem, rest, size)?;
-        }
-        Ok(e.b.sub(hi, rest)?)
-    }
-
-    /// Runs `tile(e, row, size)` for the tiles of rows `lo..hi` of a block.
-    pub fn cover(
+    /// As the right operand, in panels where it was [placed](Side::place); its memory is declared either way.
+    pub fn panels(
         &self,
+        r: &Request<'_>,
         e: &mut Emitter<'_>,
-        lo: Val,
-        hi: Val,
-        tile: &mut dyn FnMut(&mut Emitter<'_>, Val, usize) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        let tall = match self.even {
-            Some((_, tall)) => tall,
-            None if self.padded => 0,
-            None => return cover_rows(e, lo, hi, &self.sizes, tile),
+        placed: Option<(KernelArg, Vec<Dim>)>,
+    ) -> Result<Option<Panels>, Error> {
+        let Some((arg, dims)) = placed else {
+            return e.leaves_of(&[self.value], &[]).map(|_| None);
         };
-        let mut run = |e: &mut Emitter<'_>, lo: Val, hi: Val, size: usize| -> Result<(), Error> {
-            e.for_loop(lo, hi, size as i64, &[], |e, m, _| {
-                tile(e, m, size)?;
-                Ok(vec![])
-            })?;
-            Ok(())
-        };
-        match self.sizes[..] {
-            [size] => run(e, lo, hi, size),
-            [great, small, ..] => {
-                let turn = e.dim_param(&Dim::from(tall * great as i64));
-                let (first, second) = (e.b.min(hi, turn)?, e.b.max(lo, turn)?);
-                run(e, lo, first, great)?;
-                run(e, second, hi, small)
-            }
-            [] => Ok(()),
-        }
+        let buffer = e.buffer(arg, r.graph.dtype(self.value), Access::Read);
+        Ok(Some((buffer, e.view(buffer, &dims)?, dims)))
     }
 }
 
-/// Coordinates of a group's results from those of the anchor's result.
-pub fn result_coords(e: &mut Emitter<'_>, dims: &[Option<usize>], anchor: &[Coord]) -> Vec<Coord> {
-    let zero = e.b.int(0);
-    dims.iter().map(|d| d.map_or(Coord::at(zero), |d| anchor[d])).collect()
+/// An operand in panels: buffer, view with its strides, dims.
+pub type Panels = (Val, (Val, Vec<Val>), Vec<Dim>);
+
+/// How a contraction is computed: its operands by role, the register tile, the blocks.
+struct Plan<'a> {
+    r: &'a Request<'a>,
+    node: usize,
+    out: ValueId,
+    /// The operand whose free dim gives the rows.
+    a: Side,
+    /// The operand whose free dim lies along vectors.
+    b: Side,
+    columns: Dim,
+    /// Extent of the summed dim that is walked innermost: the one along which the rows lie in memory, else the last.
+    steps: Dim,
+    /// Its position among the summed dims, and the other positions.
+    inner: usize,
+    outer: Vec<usize>,
+    /// Whether rows of the left operand lie along the summed dim, and are copied so.
+    by_rows: bool,
+    /// The type of products and sums, and of the left operand in scratch.
+    ct: DType,
+    scratch: DType,
+    lanes: usize,
+    unit: Option<Unit>,
+    /// Steps of one multiplication.
+    depth: usize,
+    /// Steps side by side in the right operand.
+    side: usize,
+    tiles: Tiles,
+    /// Columns of a register tile, and how many tiles lie side by side.
+    width: usize,
+    panels: Dim,
+    /// Panels of an instance.
+    panel_block: Dim,
+    /// Most steps of a block.
+    most: i64,
+    /// Whether all steps are one block.
+    single: bool,
+}
+
+impl<'a> Plan<'a> {
+    fn new(r: &'a Request<'a>, n: usize) -> Result<Plan<'a>, Error> {
+        let g = r.graph;
+        let node = &g.nodes[n];
+        let Op::Contract { batch, over, acc } = &node.op else {
+            return Err(Error::unsupported("contract", r.loc, "the anchor is another operation"));
+        };
+        let lhs = Side::new(g, node, 0, batch.len());
+        let rhs = Side::new(g, node, 1, batch.len() + lhs.free.len());
+        let extent = |s: &Side| s.free_last().map_or(Dim::from(1), |d| g.dims(s.value)[d].clone());
+        let ct = compute_type(*acc);
+        let lanes = r.machine.lanes(ct);
+        // Columns go along vectors: the operand with few columns gives the rows.
+        let narrow = |d: &Dim| d.as_const().is_some_and(|c| c < lanes as i64 / 2);
+        let swap = narrow(&extent(&rhs)) && !narrow(&extent(&lhs));
+        let (a, b) = if swap { (rhs, lhs) } else { (lhs, rhs) };
+        let (rows, columns) = (extent(&a), extent(&b));
+
+        let last = g.dims(a.value).len().saturating_sub(1);
+        let inner = a.over.iter().position(|&d| d == last).unwrap_or(over.len().saturating_sub(1));
+        let outer: Vec<usize> = (0..over.len()).filter(|&i| i != inner).collect();
+        let steps = a.over.get(inner).map_or(Dim::from(1), |&d| g.dims(a.value)[d].clone());
+        let by_rows = a.free_last() != Some(last);
+
+        let (mut height, mut vectors) = register_tile(r);
+        if columns.as_const().is_some_and(|c| c <= lanes as i64) {
+            vectors = 1;
+            height = if r.machine.registers >= 32 { 24 } else { 10 };
+        }
+        let (a_type, b_type) = (g.dtype(a.value), g.dtype(b.value));
+        let bytes = byte_size(b_type);
+        // Two by two squares of a matrix unit, operands as they are.
+        let unit = r
+            .machine
+            .unit(a_type, b_type, *acc)
+            .filter(|_| by_rows && outer.is_empty() && !over.is_empty() && vectors == 2 && b.is_constant(r));
+        let mut width = lanes * vectors;
+        if let Some(u) = &unit {
+            (height, width) = (2 * u.shape[0], 2 * u.shape[1]);
+        }
+        // Few panels are a block, and rows are cut for the cores instead.
+        let panels = columns.ceildiv(&Dim::from(width as i64));
+        let least = if panels.as_const().is_some_and(|p| p > NC_PANELS) { 1 } else { 2 };
+        // A matrix unit's squares have one size in a kernel.
+        let tiles = match &unit {
+            Some(_) => Tiles::padded(&rows, height, MC_TILES / 2, least),
+            None => Tiles::new(&rows, height, MC_TILES, least),
+        };
+        // Few rows read the right operand once: in long runs.
+        let most = match rows.as_const() {
+            _ if unit.is_some() => UNIT_BYTES / bytes as i64,
+            Some(m) if m <= height as i64 => (FEW / m.max(1)).max(KC),
+            _ => KC,
+        };
+        let one = Dim::from(1);
+        let tall = rows.ceildiv(&Dim::from(height as i64)).max(&one).min(&Dim::from(2));
+        let blocks = panels.ceildiv(&Dim::from(NC_PANELS)).max(&(Dim::from(3) - tall));
+        let panel_block = panels.ceildiv(&blocks).max(&one);
+        let single = outer.is_empty() && steps.as_const().is_some_and(|c| c <= most);
+        Ok(Plan {
+            r,
+            node: n,
+            out: node.outputs[0],
+            a,
+            b,
+            columns,
+            steps,
+            inner,
+            outer,
+            by_rows,
+            ct,
+            scratch: if unit.is_some() { a_type } else { ct },
+            lanes,
+            depth: unit.map_or(1, |u| u.shape[2]),
+            side: unit.map_or(1, |_| 4 / bytes),
+            unit,
+            tiles,
+            width,
+            panels,
+            panel_block,
+            most,
+            single,
+        })
+    }
+
+    /// Extents of the summed dims that are walked outside the inner one.
+    fn outer_dims(&self) -> Vec<Dim> {
+        let dims = self.r.graph.dims(self.a.value);
+        self.outer.iter().map(|&i| dims[self.a.over[i]].clone()).collect()
+    }
+
+    /// The right operand's summed dims in the order in which they are walked.
+    fn walk(&self) -> Vec<usize> {
+        let inner = self.b.over.get(self.inner).copied();
+        self.outer.iter().map(|&i| self.b.over[i]).chain(inner).collect()
+    }
+
+    /// Most rows of a block.
+    fn block_rows(&self) -> usize {
+        self.tiles.block_rows(MC_TILES)
+    }
+}
+
+/// Bytes of an element, at least 1.
+fn byte_size(d: DType) -> usize {
+    (d.bits() as usize / 8).max(1)
+}
+
+/// Some steps of the summed dims.
+struct Steps<'s> {
+    /// Places along the outer summed dims.
+    outer: &'s [Coord],
+    /// The first step along the inner one.
+    first: Val,
+    /// How many there are.
+    count: Val,
+    /// Whether nothing was summed before, and whether nothing will be after; where there is one block only, nothing.
+    ends: Option<(Val, Val)>,
+}
+
+/// The kernel being written: what is known throughout an instance.
+struct Body<'p, 'a> {
+    p: &'p Plan<'a>,
+    /// Rows of the left operand: memory, and as rows.
+    a_scratch: Val,
+    a_view: Val,
+    /// Sums between blocks.
+    sums: Option<Val>,
+    panels: Option<Panels>,
+    outs: Vec<Val>,
+    /// Scratch for what follows row by row.
+    finish: Option<Val>,
+    /// Scratch for several panels of one row.
+    wide: Option<Val>,
+    zero: Val,
+    one: Val,
+    /// First row and the one after the last.
+    rows: (Val, Val),
+    /// First panel and the one after the last.
+    columns: (Val, Val),
+    /// Coordinates of the result but for row and column, and the dims that these are.
+    base: Vec<Coord>,
+    row_dim: Option<usize>,
+    column_dim: Option<usize>,
+    /// For each dim of the group's results the dim of the contraction's.
+    results: Vec<Option<usize>>,
 }
 
 /// The schedule of a contraction and what follows it.
 pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
+    let p = Plan::new(r, n)?;
     let g = r.graph;
-    let node = &g.nodes[n];
-    let Op::Contract { batch, over, acc } = &node.op else {
-        return Err(Error::unsupported("contract", r.loc, "the anchor is another operation"));
-    };
-    let (batch, over, acc) = (batch.clone(), over.clone(), *acc);
-    let lhs = Side::new(g, node, 0, batch.len());
-    let rhs = Side::new(g, node, 1, batch.len() + lhs.free.len());
-    let extent = |s: &Side| s.free_last().map_or(Dim::from(1), |d| g.dims(s.value)[d].clone());
-    let ct = compute_type(acc);
-    let lanes = r.machine.lanes(ct);
-    // Columns go along vectors: the operand with few columns gives the rows.
-    let narrow = |d: &Dim| d.as_const().is_some_and(|c| c < lanes as i64 / 2);
-    let swap = narrow(&extent(&rhs)) && !narrow(&extent(&lhs));
-    let (a, b) = if swap { (rhs, lhs) } else { (lhs, rhs) };
-    let (m, nn) = (extent(&a), extent(&b));
-    let (mut mr, vectors) = register_tile(r);
-    let vectors = if nn.as_const().is_some_and(|c| c <= lanes as i64) { 1 } else { vectors };
-    if vectors == 1 {
-        mr = if r.machine.registers >= 32 { 24 } else { 10 };
-    }
     let mut s = Scheduled::default();
-    // The summed dim that is walked innermost: the one along which the rows lie in memory, else the last.
-    let a_last = g.dims(a.value).len().saturating_sub(1);
-    let ki = a.over.iter().position(|&d| d == a_last).unwrap_or(over.len().saturating_sub(1));
-    let k_outer: Vec<usize> = (0..over.len()).filter(|&i| i != ki).collect();
-    let k_dim = |i: usize| g.dims(a.value)[a.over[i]].clone();
-    let k = if over.is_empty() { Dim::from(1) } else { k_dim(ki) };
-    let k_outer_dims: Vec<Dim> = k_outer.iter().map(|&i| k_dim(i)).collect();
-
-    let (a_type, b_type) = (g.dtype(a.value), g.dtype(b.value));
-    let b_bytes = (b_type.bits() as usize / 8).max(1);
-    let a_by_rows = a.free_last() != Some(a_last);
-    // Two by two squares of a matrix unit, operands as they are.
-    let unit = r
-        .machine
-        .unit(a_type, b_type, acc)
-        .filter(|_| a_by_rows && k_outer.is_empty() && !over.is_empty() && vectors == 2 && b.is_constant(r));
-    let (depth, side) = unit.map_or((1, 1), |u| (u.shape[2], 4 / b_bytes));
-    let mut nr = lanes * vectors;
-    if let Some(u) = &unit {
-        (mr, nr) = (2 * u.shape[0], 2 * u.shape[1]);
-    }
-    // Few panels are a block, and rows are cut for the cores instead.
-    let panels = nn.ceildiv(&Dim::from(nr as i64));
-    let least = if panels.as_const().is_some_and(|p| p > NC_PANELS) { 1 } else { 2 };
-    // A matrix unit's squares have one size in a kernel.
-    let tiles = match &unit {
-        Some(_) => Tiles::padded(&m, mr, MC_TILES / 2, least),
-        None => Tiles::new(&m, mr, MC_TILES, least),
-    };
-    let st = if unit.is_some() { a_type } else { ct };
-    let order: Vec<usize> =
-        k_outer.iter().map(|&i| b.over[i]).chain((!over.is_empty()).then(|| b.over[ki])).collect();
-    let packed = b.place(r, &mut s, &order, nr, (side, depth))?;
-
+    let packed = p.b.place(r, &mut s, &p.walk(), p.width, (p.side, p.depth))?;
     let mut e = Emitter::new(r.name, g);
-    let out = node.outputs[0];
-    e.leaves_of(&g.outputs, &[out])?;
-    e.leaves_of(&[a.value], &[])?;
-    let panel_view = match packed {
-        Some((arg, dims)) => {
-            let buffer = e.buffer(arg, g.dtype(b.value), Access::Read);
-            Some((buffer, e.view(buffer, &dims)?, dims))
-        }
-        None => {
-            e.leaves_of(&[b.value], &[])?;
-            None
-        }
-    };
+    e.leaves_of(&g.outputs, &[p.out])?;
+    e.leaves_of(&[p.a.value], &[])?;
+    let panels = p.b.panels(r, &mut e, packed)?;
     let outs = (0..g.outputs.len()).map(|i| e.output(i)).collect::<Result<Vec<_>, _>>()?;
 
-    // Few rows read the right operand once: in long runs.
-    let few = if unit.is_some() {
-        UNIT_BYTES / b_bytes as i64
-    } else {
-        m.as_const().filter(|&m| m <= mr as i64).map_or(KC, |m| (FEW / m.max(1)).max(KC))
-    };
-    let single = k_outer.is_empty() && k.as_const().is_some_and(|c| c <= few);
-    let row_len = (few as usize).next_multiple_of(4 * lanes) + CACHE_LINE * 8 / st.bits() as usize;
-    let mc = tiles.block_rows(MC_TILES);
-    let a_scratch = e.b.alloc(st, if a_by_rows { mc * row_len } else { mc * few as usize })?;
-    let (zero, one) = (e.b.int(0), e.b.int(1));
-    let a_view = {
-        let (rows, cols) = (e.b.int(mc as i64), e.b.int(row_len as i64));
-        e.b.view(a_scratch, zero, &[rows, cols], &[cols, one])?
-    };
-    let c_view = if single {
-        None
-    } else {
-        let c_scratch = e.b.alloc(ct, mc * NC_PANELS as usize * nr)?;
-        let (rows, cols) = (e.b.int(mc as i64 * NC_PANELS), e.b.int(nr as i64));
-        Some(e.b.view(c_scratch, zero, &[rows, cols], &[cols, one])?)
-    };
+    let dims = g.dims(p.out).to_vec();
+    let place = |s: &Side| s.free_last().map(|_| s.first + s.free.len() - 1);
+    let (row_dim, column_dim) = (place(&p.a), place(&p.b));
+    let others: Vec<usize> =
+        (0..dims.len()).filter(|&i| Some(i) != row_dim && Some(i) != column_dim).collect();
+    let other_dims: Vec<Dim> = others.iter().map(|&i| dims[i].clone()).collect();
 
-    // The grid: blocks of rows, blocks of panels, everything else.
-    let one_dim = Dim::from(1);
-    let n_least = Dim::from(3) - m.ceildiv(&Dim::from(mr as i64)).max(&one_dim).min(&Dim::from(2));
-    let n_block = panels.ceildiv(&panels.ceildiv(&Dim::from(NC_PANELS)).max(&n_least)).max(&one_dim);
-    let out_dims = g.dims(out).to_vec();
-    let inner_of = |s: &Side| s.free_last().map(|_| s.first + s.free.len() - 1);
-    let (m_at, n_at) = (inner_of(&a), inner_of(&b));
-    let outer_at: Vec<usize> = (0..out_dims.len()).filter(|&i| Some(i) != m_at && Some(i) != n_at).collect();
-    let outer_dims: Vec<Dim> = outer_at.iter().map(|&i| out_dims[i].clone()).collect();
-    let results = result_dims(g, n)
-        .ok_or_else(|| Error::unsupported("contract", r.loc, "the results have other dims"))?;
+    let body = Body::new(&p, &mut e, panels, outs, (row_dim, column_dim), (&others, &other_dims))?;
+    body.write(&mut e)?;
+    let grid = [p.tiles.blocks.clone(), p.panels.ceildiv(&p.panel_block), product(&other_dims)];
+    s.launches.push(e.launch(grid));
+    Ok(s)
+}
 
-    let (k_v, panels_v, nb_v) = (e.dim_param(&k), e.dim_param(&panels), e.dim_param(&n_block));
-    let pid_m = e.b.program_id(0)?;
-    let (m_lo, m_hi) = tiles.block(&mut e, pid_m)?;
-    let pid_n = e.b.program_id(1)?;
-    let p_lo = e.b.mul(pid_n, nb_v)?;
-    let p_end = e.b.add(p_lo, nb_v)?;
-    let p_hi = e.b.min(p_end, panels_v)?;
-    let pid_o = e.b.program_id(2)?;
-    let outer = delinear(&mut e, pid_o, &outer_dims)?;
-    let mut base_coords = vec![Coord::at(zero); out_dims.len()];
-    for (&i, c) in outer_at.iter().zip(outer) {
-        base_coords[i] = c;
+impl<'p, 'a> Body<'p, 'a> {
+    /// Scratch, and what the instance's numbers mean.
+    fn new(
+        p: &'p Plan<'a>,
+        e: &mut Emitter<'_>,
+        panels: Option<Panels>,
+        outs: Vec<Val>,
+        (row_dim, column_dim): (Option<usize>, Option<usize>),
+        (others, other_dims): (&[usize], &[Dim]),
+    ) -> Result<Self, Error> {
+        let g = p.r.graph;
+        let (zero, one) = (e.b.int(0), e.b.int(1));
+        let rows = p.block_rows();
+        let row_len =
+            (p.most as usize).next_multiple_of(4 * p.lanes) + CACHE_LINE * 8 / p.scratch.bits() as usize;
+        let a_scratch = e.b.alloc(p.scratch, rows * if p.by_rows { row_len } else { p.most as usize })?;
+        let a_view = {
+            let (rows, cols) = (e.b.int(rows as i64), e.b.int(row_len as i64));
+            e.b.view(a_scratch, zero, &[rows, cols], &[cols, one])?
+        };
+        let sums = match p.single {
+            true => None,
+            false => Some(epilogue_view(e, p.ct, rows * NC_PANELS as usize, p.width)?),
+        };
+        let pid = e.b.program_id(0)?;
+        let span = p.tiles.block(e, pid)?;
+        let (panels_v, block_v) = (e.dim_param(&p.panels), e.dim_param(&p.panel_block));
+        let pid = e.b.program_id(1)?;
+        let first = e.b.mul(pid, block_v)?;
+        let end = e.b.add(first, block_v)?;
+        let columns = (first, e.b.min(end, panels_v)?);
+        let pid = e.b.program_id(2)?;
+        let mut base = vec![Coord::at(zero); g.dims(p.out).len()];
+        for (&i, c) in others.iter().zip(delinear(e, pid, other_dims)?) {
+            base[i] = c;
+        }
+        let by_line = heavy_epilogue(g) || p.unit.is_some();
+        let finish = if by_line { Some(epilogue_view(e, p.ct, p.tiles.sizes[0], p.width)?) } else { None };
+        // A single row streams several panels at once.
+        let wide = match (&panels, &p.unit) {
+            (Some(_), None) if p.tiles.sizes.contains(&1) => Some(epilogue_view(e, p.ct, WIDE, p.width)?),
+            _ => None,
+        };
+        let results = result_dims(g, p.node)
+            .ok_or_else(|| Error::unsupported("contract", p.r.loc, "the results have other dims"))?;
+        Ok(Body {
+            p,
+            a_scratch,
+            a_view,
+            sums,
+            panels,
+            outs,
+            finish,
+            wide,
+            zero,
+            one,
+            rows: span,
+            columns,
+            base,
+            row_dim,
+            column_dim,
+            results,
+        })
     }
-    let n_exact = multiple(&nn, nr);
-    let heavy = heavy_epilogue(g) || unit.is_some();
-    let finish_view = if heavy { Some(epilogue_view(&mut e, ct, tiles.sizes[0], nr)?) } else { None };
 
-    // A single row streams several panels at once.
-    let wide_view = match (&panel_view, &unit) {
-        (Some(_), None) if tiles.sizes.contains(&1) => Some(epilogue_view(&mut e, ct, WIDE, nr)?),
-        _ => None,
-    };
+    /// All blocks of the summed dims.
+    fn write(&self, e: &mut Emitter<'_>) -> Result<(), Error> {
+        let (p, zero) = (self.p, self.zero);
+        let steps_v = e.dim_param(&p.steps);
+        if p.single {
+            return self.block(e, &Steps { outer: &[], first: zero, count: steps_v, ends: None });
+        }
+        let (one, outer_dims) = (Dim::from(1), p.outer_dims());
+        let depth = p.depth as i64;
+        let blocks = p.steps.ceildiv(&Dim::from(p.most)).max(&one);
+        let each = p.steps.ceildiv(&(&blocks * depth)) * &Dim::from(depth);
+        let blocks = p.steps.ceildiv(&each.max(&one)).max(&one);
+        let total = product(&outer_dims).max(&one) * &blocks;
+        let (total_v, each_v) = (e.dim_param(&total), e.dim_param(&each));
+        let mut dims = outer_dims.clone();
+        dims.push(blocks);
+        e.for_loop(zero, total_v, 1, &[], |e, t, _| {
+            let mut outer = delinear(e, t, &dims)?;
+            let first = match outer.pop() {
+                Some(Coord::Affine { base, .. }) => e.b.mul(base, each_v)?,
+                _ => zero,
+            };
+            let rest = e.b.sub(steps_v, first)?;
+            let mut count = e.b.min(each_v, rest)?;
+            if !outer_dims.is_empty() {
+                // With an outer summed dim of length 0 nothing is summed.
+                let any = e.dim_param(&product(&outer_dims).min(&one));
+                count = e.b.mul(count, any)?;
+            }
+            let begins = e.b.compare(Compare::Eq, t, zero)?;
+            let end = e.b.sub(total_v, self.one)?;
+            let ends = e.b.compare(Compare::Eq, t, end)?;
+            self.block(e, &Steps { outer: &outer, first, count, ends: Some((begins, ends)) })?;
+            Ok(vec![])
+        })?;
+        Ok(())
+    }
 
-    // Coordinates of an operand's dims.
-    let operand = |side: &Side, free: Coord, ko: &[Coord], kc: Coord, base: &[Coord]| -> Vec<Coord> {
-        (0..g.dims(side.value).len())
+    /// One block of the summed dim: the left operand's rows to scratch, then every panel with every register tile of rows.
+    fn block(&self, e: &mut Emitter<'_>, steps: &Steps<'_>) -> Result<(), Error> {
+        let (p, (lo, hi), (first, end)) = (self.p, self.rows, self.columns);
+        self.copy_left(e, steps)?;
+        let alone = if self.wide.is_some() { p.tiles.alone(e, lo, hi)? } else { hi };
+        e.for_loop(first, end, 1, &[], |e, panel, _| {
+            p.tiles.cover(e, lo, alone, &mut |e, row, size| match size {
+                1 if self.wide.is_some() => Ok(()),
+                _ => self.tile(e, steps, (row, size), (panel, 1)),
+            })?;
+            Ok(vec![])
+        })?;
+        if self.wide.is_none() {
+            return Ok(());
+        }
+        e.for_loop(alone, hi, 1, &[], |e, row, _| {
+            let span = e.b.sub(end, first)?;
+            let wide = e.b.int(WIDE as i64);
+            let rest = e.b.binary(Binary::Rem, span, wide)?;
+            let whole = e.b.sub(end, rest)?;
+            for (lo, hi, count) in [(first, whole, WIDE), (whole, end, 1)] {
+                e.for_loop(lo, hi, count as i64, &[], |e, panel, _| {
+                    self.tile(e, steps, (row, 1), (panel, count))?;
+                    Ok(vec![])
+                })?;
+            }
+            Ok(vec![])
+        })?;
+        Ok(())
+    }
+
+    /// The left operand's part of a block to scratch: row by row, or for each register tile step by step.
+    fn copy_left(&self, e: &mut Emitter<'_>, steps: &Steps<'_>) -> Result<(), Error> {
+        let p = self.p;
+        if p.by_rows {
+            let at = |row: Coord, k: Coord| self.operand(&p.a, row, steps.outer, k);
+            let range = (steps.first, steps.count);
+            return copy_rows(e, p.a.value, self.a_view, p.scratch, p.lanes, self.rows, range, &at);
+        }
+        let shape = std::mem::take(&mut e.shape);
+        p.tiles.cover(e, self.rows.0, self.rows.1, &mut |e, row, size| {
+            let view = self.left_tile(e, row, size)?;
+            e.for_loop(self.zero, steps.count, 1, &[], |e, i, _| {
+                e.shape = vec![size];
+                let k = e.b.add(steps.first, i)?;
+                let c = self.operand(&p.a, Coord::along(row, 0, true), steps.outer, Coord::at(k));
+                let t = e.emit(p.a.value, &c)?;
+                let t = e.b.cast(t, p.ct, CAST)?;
+                e.store_view(view, t, &[Coord::at(i), Coord::along(self.zero, 0, true)])?;
+                Ok(vec![])
+            })?;
+            Ok(())
+        })?;
+        e.shape = shape;
+        Ok(())
+    }
+
+    /// Where a tile's rows are when they lie side by side.
+    fn left_tile(&self, e: &mut Emitter<'_>, row: Val, size: usize) -> Result<Val, Error> {
+        let down = e.b.sub(row, self.rows.0)?;
+        let at = e.b.mul_int(down, self.p.most)?;
+        let (rows, cols) = (e.b.int(self.p.most), e.b.int(size as i64));
+        Ok(e.b.view(self.a_scratch, at, &[rows, cols], &[cols, self.one])?)
+    }
+
+    /// Coordinates of an operand's dims.
+    fn operand(&self, side: &Side, free: Coord, outer: &[Coord], k: Coord) -> Vec<Coord> {
+        let p = self.p;
+        (0..p.r.graph.dims(side.value).len())
             .map(|d| {
                 if let Some(i) = side.batch.iter().position(|&x| x == d) {
-                    base[i]
+                    self.base[i]
                 } else if let Some(i) = side.over.iter().position(|&x| x == d) {
-                    if i == ki { kc } else { k_outer.iter().position(|&o| o == i).map_or(kc, |p| ko[p]) }
+                    p.outer.iter().position(|&o| o == i).map_or(k, |at| outer[at])
                 } else if Some(d) == side.free_last() {
                     free
                 } else {
                     let i = side.free.iter().position(|&x| x == d).unwrap_or(0);
-                    base[side.first + i]
+                    self.base[side.first + i]
                 }
             })
             .collect()
-    };
+    }
 
-    // One block of the summed dim: the left operand's rows to scratch, then every panel with every row tile.
-    let k_block = |e: &mut Emitter<'_>,
-                   ko: &[Coord],
-                   k0: Val,
-                   kn: Val,
-                   first: Option<Val>,
-                   last: Option<Val>|
-     -> Result<(), Error> {
-        // Where a tile's rows are when they lie side by side.
-        let tile_view = |e: &mut Emitter<'_>, m0: Val, size: usize| -> Result<Val, Error> {
-            let row = e.b.sub(m0, m_lo)?;
-            let at = e.b.mul_int(row, few)?;
-            let (rows, cols) = (e.b.int(few), e.b.int(size as i64));
-            Ok(e.b.view(a_scratch, at, &[rows, cols], &[cols, one])?)
+    /// Coordinates of the right operand's leading dims in panels.
+    fn lead(&self) -> impl Iterator<Item = Coord> {
+        let b = &self.p.b;
+        let batch = (0..b.batch.len()).map(|i| self.base[i]);
+        batch.chain((0..b.free.len().saturating_sub(1)).map(|i| self.base[b.first + i]))
+    }
+
+    /// A register tile of rows times neighbouring panels.
+    fn tile(
+        &self,
+        e: &mut Emitter<'_>,
+        steps: &Steps<'_>,
+        (row, size): (Val, usize),
+        (panel, count): (Val, usize),
+    ) -> Result<(), Error> {
+        let p = self.p;
+        e.shape = vec![size, p.width];
+        let init = self.start(e, steps, (row, size), (panel, count))?;
+        let sums = match &p.unit {
+            Some(_) => self.multiply_unit(e, steps, (row, size), panel, &init)?,
+            None => self.multiply(e, steps, (row, size), panel, &init)?,
         };
-        if a_by_rows {
-            let at = |row: Coord, k: Coord| operand(&a, row, ko, k, &base_coords);
-            copy_rows(e, a.value, a_view, st, lanes, (m_lo, m_hi), (k0, kn), &at)?;
-        } else {
-            let shape = std::mem::take(&mut e.shape);
-            tiles.cover(e, m_lo, m_hi, &mut |e, m0, size| {
-                let view = tile_view(e, m0, size)?;
-                e.for_loop(zero, kn, 1, &[], |e, i, _| {
-                    e.shape = vec![size];
-                    let ki = e.b.add(k0, i)?;
-                    let c = operand(&a, Coord::along(m0, 0, true), ko, Coord::at(ki), &base_coords);
-                    let t = e.emit(a.value, &c)?;
-                    let t = e.b.cast(t, ct, CAST)?;
-                    e.store_view(view, t, &[Coord::at(i), Coord::along(zero, 0, true)])?;
-                    Ok(vec![])
-                })?;
-                Ok(())
-            })?;
-            e.shape = shape;
+        let (Some(wide), true) = (self.wide, count > 1) else {
+            return self.settle(e, steps, (row, size), panel, sums[0]);
+        };
+        let map = || TileMap::along(&[size, p.width], &[0, 1]);
+        for (j, &sum) in sums.iter().enumerate() {
+            let j = e.b.int(j as i64);
+            e.b.store(wide, sum, &[j, self.zero], map(), &[true, true])?;
         }
-        // One register tile of rows times neighbouring panels.
-        let tile = |e: &mut Emitter<'_>, m0: Val, size: usize, p: Val, count: usize| -> Result<(), Error> {
-            e.shape = vec![size, nr];
-            let row = e.b.sub(m0, m_lo)?;
-            let c_map = TileMap::along(&[size, nr], &[0, 1]);
-            let c_row = |e: &mut Emitter<'_>, p: Val| -> Result<Val, Error> {
-                let pl = e.b.sub(p, p_lo)?;
-                let at = e.b.mul_int(pl, mc as i64)?;
-                Ok(e.b.add(at, row)?)
-            };
-            let zeros = |e: &mut Emitter<'_>| -> Result<Vec<Val>, Error> {
-                Ok(vec![e.b.full(ct, &[size, nr], zero_of(ct))?; count])
-            };
-            let mut init = Vec::new();
-            if let (Some(cv), Some(first)) = (c_view, first) {
-                init = e.if_else(first, zeros, |e| {
-                    let mut sums = Vec::new();
-                    for j in 0..count {
-                        let panel = e.b.add_int(p, j as i64)?;
-                        let at = c_row(e, panel)?;
-                        sums.push(e.b.load(cv, &[at, zero], c_map.clone(), &[true, true], zero_of(ct))?);
-                    }
-                    Ok(sums)
-                })?;
-            }
-            if init.is_empty() {
-                init = zeros(e)?;
-            }
-            let av = if a_by_rows { a_view } else { tile_view(e, m0, size)? };
-            // Where a matrix unit's panel begins, groups of steps in rows.
-            let group_view = match (&unit, &panel_view) {
-                (Some(_), Some((buffer, (_, strides), dims))) => {
-                    let mut base = zero;
-                    let place = b.batch.iter().enumerate().map(|(i, _)| base_coords[i]);
-                    let place = place.chain((0..b.free.len() - 1).map(|i| base_coords[b.first + i]));
-                    for (c, stride) in place.chain([Coord::at(p)]).zip(strides) {
-                        if let Coord::Affine { base: at, .. } = c {
-                            let far = e.b.mul(at, *stride)?;
-                            base = e.b.add(base, far)?;
-                        }
-                    }
-                    let rows = e.dim_param(&dims[dims.len() - 3]);
-                    let (columns, steps) = (e.b.int(nr as i64), e.b.int(side as i64));
-                    let row = e.b.int((nr * side) as i64);
-                    Some(e.b.view(*buffer, base, &[rows, columns, steps], &[row, steps, one])?)
-                }
-                _ => None,
-            };
-            // The panel after this one, in this block of the summed dim or the next.
-            let after = e.b.add_int(p, 1)?;
-            let more = e.b.compare(Compare::Lt, after, p_hi)?;
-            let next_k = e.b.add(k0, kn)?;
-            let (next_p, next_k) = (e.b.select(more, after, p_lo)?, e.b.select(more, k0, next_k)?);
-            let sums = e.for_loop(zero, kn, depth as i64, &init, |e, i, c| {
-                let ki = e.b.add(k0, i)?;
-                if let Some(view) = group_view {
-                    let map = TileMap::along(&[size, depth], &[0, 1]);
-                    let at = e.b.load(av, &[row, i], map, &[true, true], zero_of(st))?;
-                    let factor = |size: usize, dim: usize| Factor { size, dim: Some(dim), step: 1 };
-                    let map =
-                        TileMap(vec![vec![factor(depth / side, 0), factor(side, 2)], vec![factor(nr, 1)]]);
-                    let steps = e.b.int(side as i64);
-                    let q = e.b.div(ki, steps)?;
-                    let bt = e.b.load(view, &[q, zero, zero], map, &[true; 3], zero_of(b_type))?;
-                    return Ok(vec![e.b.mma(c[0], at, bt)?]);
-                }
-                let (map, index) = if a_by_rows {
-                    (TileMap::along(&[size, 1], &[0, 1]), [row, i])
-                } else {
-                    (TileMap::along(&[size, 1], &[1, 0]), [i, zero])
-                };
-                let mut sums = Vec::new();
-                for (j, &sum) in c.iter().enumerate() {
-                    let panel = e.b.add_int(p, j as i64)?;
-                    let bt = match &panel_view {
-                        Some((buffer, (view, strides), dims)) => {
-                            let lead = b.batch.iter().enumerate().map(|(i, _)| base_coords[i]);
-                            let lead = lead.chain((0..b.free.len() - 1).map(|i| base_coords[b.first + i]));
-                            let place = |panel: Val, ki: Val| -> Vec<Coord> {
-                                let summed =
-                                    ko.iter().copied().chain((!over.is_empty()).then_some(Coord::at(ki)));
-                                lead.clone().chain([Coord::at(panel)]).chain(summed).collect()
-                            };
-                            if size > 1 && tiles.several() {
-                                let next = e.b.add(next_k, i)?;
-                                let next = place(next_p, next);
-                                prefetch(e, *view, &next, nr, b_bytes)?;
-                            }
-                            let mut c = place(panel, ki);
-                            c.push(Coord::along(zero, 1, true));
-                            e.load_view(*buffer, *view, strides, dims, &c, zero_of(b_type))?
-                        }
-                        None => {
-                            let n0 = e.b.mul_int(panel, nr as i64)?;
-                            let columns = Coord::along(n0, 1, n_exact);
-                            let t =
-                                e.emit(b.value, &operand(&b, columns, ko, Coord::at(ki), &base_coords))?;
-                            e.b.broadcast(t, &[1, nr])?
-                        }
-                    };
-                    let bt = e.b.cast(bt, ct, CAST)?;
-                    let at = e.b.load(av, &index, map.clone(), &[true, true], zero_of(ct))?;
-                    sums.push(e.b.mma(sum, at, bt)?);
-                }
-                Ok(sums)
-            })?;
-            let finish = |e: &mut Emitter<'_>, acc: Val, p: Val| -> Result<Vec<Val>, Error> {
-                let n0 = e.b.mul_int(p, nr as i64)?;
-                let rows = if tiles.padded { Some(e.b.sub(m_hi, m0)?) } else { None };
-                epilogue_of(e, out, acc, finish_view, rows, &outs, &mut |e, row| {
-                    let mut c = base_coords.clone();
-                    if let Some(i) = m_at {
-                        c[i] = match row {
-                            None => Coord::along(m0, 0, true),
-                            Some(row) => Coord::at(e.b.add(m0, row)?),
-                        };
-                    }
-                    if let Some(i) = n_at {
-                        c[i] = Coord::along(n0, 1, n_exact);
-                    }
-                    Ok(result_coords(e, &results, &c))
-                })?;
-                Ok(vec![])
-            };
-            let settle = |e: &mut Emitter<'_>, acc: Val, p: Val| -> Result<(), Error> {
-                let (Some(cv), Some(last)) = (c_view, last) else { return finish(e, acc, p).map(|_| ()) };
-                let at = c_row(e, p)?;
-                e.if_else(
-                    last,
-                    |e| finish(e, acc, p),
-                    |e| {
-                        e.b.store(cv, acc, &[at, zero], c_map.clone(), &[true, true])?;
-                        Ok(vec![])
-                    },
-                )?;
-                Ok(())
-            };
-            let (Some(wide), true) = (wide_view, count > 1) else { return settle(e, sums[0], p) };
-            for (j, &sum) in sums.iter().enumerate() {
-                let j = e.b.int(j as i64);
-                e.b.store(wide, sum, &[j, zero], c_map.clone(), &[true, true])?;
-            }
-            let count = e.b.int(count as i64);
-            e.for_loop(zero, count, 1, &[], |e, j, _| {
-                let acc = e.b.load(wide, &[j, zero], c_map.clone(), &[true, true], zero_of(ct))?;
-                let p = e.b.add(p, j)?;
-                settle(e, acc, p)?;
-                Ok(vec![])
-            })?;
-            Ok(())
-        };
-        let alone = if wide_view.is_some() { tiles.alone(e, m_lo, m_hi)? } else { m_hi };
-        e.for_loop(p_lo, p_hi, 1, &[], |e, p, _| {
-            tiles.cover(e, m_lo, alone, &mut |e, m0, size| match size {
-                1 if wide_view.is_some() => Ok(()),
-                _ => tile(e, m0, size, p, 1),
-            })?;
+        let count = e.b.int(count as i64);
+        e.for_loop(self.zero, count, 1, &[], |e, j, _| {
+            let acc = e.b.load(wide, &[j, self.zero], map(), &[true, true], zero_of(p.ct))?;
+            let panel = e.b.add(panel, j)?;
+            self.settle(e, steps, (row, size), panel, acc)?;
             Ok(vec![])
         })?;
-        if wide_view.is_some() {
-            e.for_loop(alone, m_hi, 1, &[], |e, m0, _| {
-                let span = e.b.sub(p_hi, p_lo)?;
-                let wide = e.b.int(WIDE as i64);
-                let rest = e.b.binary(Binary::Rem, span, wide)?;
-                let whole = e.b.sub(p_hi, rest)?;
-                e.for_loop(p_lo, whole, WIDE as i64, &[], |e, p, _| {
-                    tile(e, m0, 1, p, WIDE)?;
-                    Ok(vec![])
-                })?;
-                e.for_loop(whole, p_hi, 1, &[], |e, p, _| {
-                    tile(e, m0, 1, p, 1)?;
-                    Ok(vec![])
-                })?;
-                Ok(vec![])
-            })?;
+        Ok(())
+    }
+
+    /// The row of the sums between blocks where a register tile's begin.
+    fn sums_row(&self, e: &mut Emitter<'_>, row: Val, panel: Val) -> Result<Val, Error> {
+        let (down, along) = (e.b.sub(row, self.rows.0)?, e.b.sub(panel, self.columns.0)?);
+        let at = e.b.mul_int(along, self.p.block_rows() as i64)?;
+        Ok(e.b.add(at, down)?)
+    }
+
+    /// The accumulators that a block begins with.
+    fn start(
+        &self,
+        e: &mut Emitter<'_>,
+        steps: &Steps<'_>,
+        (row, size): (Val, usize),
+        (panel, count): (Val, usize),
+    ) -> Result<Vec<Val>, Error> {
+        let (ct, shape) = (self.p.ct, [size, self.p.width]);
+        let zeros = |e: &mut Emitter<'_>| -> Result<Vec<Val>, Error> {
+            Ok(vec![e.b.full(ct, &shape, zero_of(ct))?; count])
+        };
+        let (Some(view), Some((begins, _))) = (self.sums, steps.ends) else { return zeros(e) };
+        e.if_else(begins, zeros, |e| {
+            let mut sums = Vec::new();
+            for j in 0..count {
+                let panel = e.b.add_int(panel, j as i64)?;
+                let at = [self.sums_row(e, row, panel)?, self.zero];
+                sums.push(e.b.load(
+                    view,
+                    &at,
+                    TileMap::along(&shape, &[0, 1]),
+                    &[true, true],
+                    zero_of(ct),
+                )?);
+            }
+            Ok(sums)
+        })
+    }
+
+    /// The products of a block on the matrix unit, from where the panel begins, groups of steps in rows.
+    fn multiply_unit(
+        &self,
+        e: &mut Emitter<'_>,
+        steps: &Steps<'_>,
+        (row, size): (Val, usize),
+        panel: Val,
+        init: &[Val],
+    ) -> Result<Vec<Val>, Error> {
+        let p = self.p;
+        let Some((buffer, (_, strides), dims)) = &self.panels else {
+            return Err(Error::unsupported("contract", p.r.loc, "the right operand is not packed"));
+        };
+        let mut base = self.zero;
+        for (c, stride) in self.lead().chain([Coord::at(panel)]).zip(strides) {
+            if let Coord::Affine { base: at, .. } = c {
+                let far = e.b.mul(at, *stride)?;
+                base = e.b.add(base, far)?;
+            }
+        }
+        let rows = e.dim_param(&dims[dims.len() - 3]);
+        let (columns, side) = (e.b.int(p.width as i64), e.b.int(p.side as i64));
+        let line = e.b.int((p.width * p.side) as i64);
+        let view = e.b.view(*buffer, base, &[rows, columns, side], &[line, side, self.one])?;
+        let down = e.b.sub(row, self.rows.0)?;
+        let b_type = p.r.graph.dtype(p.b.value);
+        e.for_loop(self.zero, steps.count, p.depth as i64, init, |e, i, sums| {
+            let map = TileMap::along(&[size, p.depth], &[0, 1]);
+            let left = e.b.load(self.a_view, &[down, i], map, &[true, true], zero_of(p.scratch))?;
+            let factor = |size: usize, dim: usize| Factor { size, dim: Some(dim), step: 1 };
+            let map =
+                TileMap(vec![vec![factor(p.depth / p.side, 0), factor(p.side, 2)], vec![factor(p.width, 1)]]);
+            let k = e.b.add(steps.first, i)?;
+            let group = e.b.div(k, side)?;
+            let right = e.b.load(view, &[group, self.zero, self.zero], map, &[true; 3], zero_of(b_type))?;
+            Ok(vec![e.b.mma(sums[0], left, right)?])
+        })
+    }
+
+    /// The products of a block, step by step.
+    fn multiply(
+        &self,
+        e: &mut Emitter<'_>,
+        steps: &Steps<'_>,
+        (row, size): (Val, usize),
+        panel: Val,
+        init: &[Val],
+    ) -> Result<Vec<Val>, Error> {
+        let p = self.p;
+        let down = e.b.sub(row, self.rows.0)?;
+        let view = if p.by_rows { self.a_view } else { self.left_tile(e, row, size)? };
+        // The panel after this one, in this block of the summed dim or the next.
+        let after = e.b.add_int(panel, 1)?;
+        let more = e.b.compare(Compare::Lt, after, self.columns.1)?;
+        let next_k = e.b.add(steps.first, steps.count)?;
+        let next = (e.b.select(more, after, self.columns.0)?, e.b.select(more, steps.first, next_k)?);
+        e.for_loop(self.zero, steps.count, 1, init, |e, i, sums| {
+            let k = e.b.add(steps.first, i)?;
+            let (map, index) = match p.by_rows {
+                true => (TileMap::along(&[size, 1], &[0, 1]), [down, i]),
+                false => (TileMap::along(&[size, 1], &[1, 0]), [i, self.zero]),
+            };
+            let mut out = Vec::new();
+            for (j, &sum) in sums.iter().enumerate() {
+                let panel = e.b.add_int(panel, j as i64)?;
+                if size > 1 && p.tiles.several() {
+                    self.prefetch(e, steps, next, i)?;
+                }
+                let right = self.right(e, steps, panel, k)?;
+                let right = e.b.cast(right, p.ct, CAST)?;
+                let left = e.b.load(view, &index, map.clone(), &[true, true], zero_of(p.ct))?;
+                out.push(e.b.mma(sum, left, right)?);
+            }
+            Ok(out)
+        })
+    }
+
+    /// Coordinates of a row of a panel, but for the column.
+    fn panel_row(&self, steps: &Steps<'_>, panel: Val, k: Val) -> Vec<Coord> {
+        let summed = steps.outer.iter().copied().chain((!self.p.b.over.is_empty()).then_some(Coord::at(k)));
+        self.lead().chain([Coord::at(panel)]).chain(summed).collect()
+    }
+
+    /// Says that a row of the next panel will be read soon.
+    fn prefetch(
+        &self,
+        e: &mut Emitter<'_>,
+        steps: &Steps<'_>,
+        (panel, first): (Val, Val),
+        i: Val,
+    ) -> Result<(), Error> {
+        let Some((_, (view, _), _)) = &self.panels else { return Ok(()) };
+        let k = e.b.add(first, i)?;
+        let mut index = Vec::new();
+        for c in self.panel_row(steps, panel, k) {
+            let Coord::Affine { base, .. } = c else { return Ok(()) };
+            index.push(base);
+        }
+        let bytes = byte_size(self.p.r.graph.dtype(self.p.b.value));
+        for column in (0..self.p.width).step_by((CACHE_LINE / bytes).max(1)) {
+            let column = e.b.int(column as i64);
+            let whole: Vec<Val> = index.iter().copied().chain([column]).collect();
+            e.b.prefetch(*view, &whole)?;
         }
         Ok(())
-    };
-    if single {
-        k_block(&mut e, &[], zero, k_v, None, None)?;
-    } else {
-        let k_blocks = k.ceildiv(&Dim::from(few)).max(&one_dim);
-        let whole = Dim::from(depth as i64);
-        let kc = k.ceildiv(&(&k_blocks * depth as i64)) * &whole;
-        let k_blocks = k.ceildiv(&kc.max(&one_dim)).max(&one_dim);
-        let total = product(&k_outer_dims).max(&one_dim) * &k_blocks;
-        let (total_v, kc_v) = (e.dim_param(&total), e.dim_param(&kc));
-        e.for_loop(zero, total_v, 1, &[], |e, t, _| {
-            let mut dims = k_outer_dims.clone();
-            dims.push(k_blocks.clone());
-            let mut at = delinear(e, t, &dims)?;
-            let k0 = match at.pop() {
-                Some(Coord::Affine { base, .. }) => e.b.mul(base, kc_v)?,
-                _ => zero,
-            };
-            let rest = e.b.sub(k_v, k0)?;
-            let mut kn = e.b.min(kc_v, rest)?;
-            if !k_outer_dims.is_empty() {
-                // With an outer summed dim of length 0 nothing is summed.
-                let po = product(&k_outer_dims);
-                let any = e.dim_param(&po.min(&one_dim));
-                kn = e.b.mul(kn, any)?;
-            }
-            let first = e.b.compare(Compare::Eq, t, zero)?;
-            let end = e.b.sub(total_v, one)?;
-            let last = e.b.compare(Compare::Eq, t, end)?;
-            k_block(e, &at, k0, kn, Some(first), Some(last))?;
-            Ok(vec![])
-        })?;
     }
-    let grid = [tiles.blocks.clone(), panels.ceildiv(&n_block), product(&outer_dims)];
-    s.launches.push(e.launch(grid));
-    Ok(s)
+
+    /// A row of the right operand: the columns of a panel at one step.
+    fn right(&self, e: &mut Emitter<'_>, steps: &Steps<'_>, panel: Val, k: Val) -> Result<Val, Error> {
+        let p = self.p;
+        if let Some((buffer, (view, strides), dims)) = &self.panels {
+            let mut c = self.panel_row(steps, panel, k);
+            c.push(Coord::along(self.zero, 1, true));
+            return e.load_view(*buffer, *view, strides, dims, &c, zero_of(p.r.graph.dtype(p.b.value)));
+        }
+        let first = e.b.mul_int(panel, p.width as i64)?;
+        let columns = Coord::along(first, 1, multiple(&p.columns, p.width));
+        let t = e.emit(p.b.value, &self.operand(&p.b, columns, steps.outer, Coord::at(k)))?;
+        Ok(e.b.broadcast(t, &[1, p.width])?)
+    }
+
+    /// A register tile's sums at the end of a block: to scratch, or after the last block what follows.
+    fn settle(
+        &self,
+        e: &mut Emitter<'_>,
+        steps: &Steps<'_>,
+        (row, size): (Val, usize),
+        panel: Val,
+        acc: Val,
+    ) -> Result<(), Error> {
+        let (Some(view), Some((_, ends))) = (self.sums, steps.ends) else {
+            return self.store(e, row, panel, acc);
+        };
+        let at = [self.sums_row(e, row, panel)?, self.zero];
+        e.if_else(
+            ends,
+            |e| self.store(e, row, panel, acc).map(|()| vec![]),
+            |e| {
+                let map = TileMap::along(&[size, self.p.width], &[0, 1]);
+                e.b.store(view, acc, &at, map, &[true, true])?;
+                Ok(vec![])
+            },
+        )?;
+        Ok(())
+    }
+
+    /// What follows the contraction, on a register tile of results.
+    fn store(&self, e: &mut Emitter<'_>, row: Val, panel: Val, acc: Val) -> Result<(), Error> {
+        let p = self.p;
+        let first = e.b.mul_int(panel, p.width as i64)?;
+        let rows = if p.tiles.padded { Some(e.b.sub(self.rows.1, row)?) } else { None };
+        epilogue_of(e, p.out, acc, self.finish, rows, &self.outs, &mut |e, line| {
+            let mut c = self.base.clone();
+            if let Some(i) = self.row_dim {
+                c[i] = match line {
+                    None => Coord::along(row, 0, true),
+                    Some(line) => Coord::at(e.b.add(row, line)?),
+                };
+            }
+            if let Some(i) = self.column_dim {
+                c[i] = Coord::along(first, 1, multiple(&p.columns, p.width));
+            }
+            Ok(result_coords(e, &self.results, &c))
+        })
+    }
 }
 
 /// Zero for subnormal numbers of `f32`, which many machines multiply slowly.
@@ -700,21 +772,6 @@ pub fn flush(e: &mut Emitter<'_>, t: Val) -> Result<Val, Error> {
     let zero = e.b.full(DType::F32, &shape, Num::Float(0.0))?;
     let tiny = e.b.compare(Compare::Lt, size, least)?;
     Ok(e.b.select(tiny, zero, t)?)
-}
-
-/// Says that a row of a panel will be read soon.
-fn prefetch(e: &mut Emitter<'_>, view: Val, at: &[Coord], width: usize, bytes: usize) -> Result<(), Error> {
-    let mut index: Vec<Val> = Vec::new();
-    for c in at {
-        let Coord::Affine { base, .. } = *c else { return Ok(()) };
-        index.push(base);
-    }
-    for column in (0..width).step_by((CACHE_LINE / bytes).max(1)) {
-        let column = e.b.int(column as i64);
-        let whole: Vec<Val> = index.iter().copied().chain([column]).collect();
-        e.b.prefetch(view, &whole)?;
-    }
-    Ok(())
 }
 
 /// Copies rows `rows.0..rows.1` of an operand, steps `k.0..k.0 + k.1` of its summed dim, to the first rows and columns of a
@@ -743,79 +800,6 @@ pub fn copy_rows(
             e.store_view(to, t, &[Coord::at(down), Coord::along(i, 0, true)])?;
             Ok(vec![])
         })
-    })?;
-    e.shape = shape;
-    Ok(())
-}
-
-/// Whether what follows a contraction is better computed row by row than on the whole register tile at once.
-pub fn heavy_epilogue(g: &Graph) -> bool {
-    g.nodes.iter().filter(|n| crate::fuse::expensive(&n.op)).count() > 0 || g.nodes.len() > 24
-}
-
-/// Scratch for one register tile of results.
-pub fn epilogue_view(e: &mut Emitter<'_>, ct: DType, rows: usize, columns: usize) -> Result<Val, Error> {
-    let scratch = e.b.alloc(ct, rows * columns)?;
-    let (zero, one) = (e.b.int(0), e.b.int(1));
-    let (r, c) = (e.b.int(rows as i64), e.b.int(columns as i64));
-    Ok(e.b.view(scratch, zero, &[r, c], &[c, one])?)
-}
-
-/// The place of a register tile of results, or of one of its rows.
-pub type Place<'b> = dyn FnMut(&mut Emitter<'_>, Option<Val>) -> Result<Vec<Coord>, Error> + 'b;
-
-/// Computes what follows `anchor` from its accumulators and stores the results. `coords` gives the place of the whole tile, or of
-/// one of its rows; with scratch the work is done row by row.
-pub fn epilogue(
-    e: &mut Emitter<'_>,
-    anchor: ValueId,
-    acc: Val,
-    scratch: Option<Val>,
-    outs: &[Val],
-    coords: &mut Place<'_>,
-) -> Result<(), Error> {
-    epilogue_of(e, anchor, acc, scratch, None, outs, coords)
-}
-
-/// As [`epilogue`], for no more than a number of rows where there is scratch.
-fn epilogue_of(
-    e: &mut Emitter<'_>,
-    anchor: ValueId,
-    acc: Val,
-    scratch: Option<Val>,
-    most: Option<Val>,
-    outs: &[Val],
-    coords: &mut Place<'_>,
-) -> Result<(), Error> {
-    let g = e.graph;
-    let finish = |e: &mut Emitter<'_>, acc: Val, c: &[Coord]| -> Result<(), Error> {
-        let t = e.b.cast(acc, g.dtype(anchor), CAST)?;
-        e.bind(anchor, t);
-        for (&v, &view) in g.outputs.iter().zip(outs) {
-            let t = e.emit(v, c)?;
-            e.store_view(view, t, c)?;
-        }
-        Ok(())
-    };
-    let Some(view) = scratch else {
-        let c = coords(e, None)?;
-        return finish(e, acc, &c);
-    };
-    let shape = e.shape.clone();
-    let (zero, mut rows) = (e.b.int(0), e.b.int(shape[0] as i64));
-    if let Some(most) = most {
-        rows = e.b.min(rows, most)?;
-    }
-    e.b.store(view, acc, &[zero, zero], TileMap::along(&shape, &[0, 1]), &[true, true])?;
-    let ct = e.b.dtype(acc);
-    e.for_loop(zero, rows, 1, &[], |e, row, _| {
-        let line = [1, shape[1]];
-        e.shape = line.to_vec();
-        let map = TileMap::along(&line, &[0, 1]);
-        let acc = e.b.load(view, &[row, zero], map, &[true, true], zero_of(ct))?;
-        let c = coords(e, Some(row))?;
-        finish(e, acc, &c)?;
-        Ok(vec![])
     })?;
     e.shape = shape;
     Ok(())

@@ -5,8 +5,9 @@ use tongtu_tensor::DType;
 use tongtu_tensor::dim::Dim;
 use tongtu_tile::{Access, Val};
 
-use super::contract::{compute_type, epilogue, epilogue_view, heavy_epilogue};
+use super::epilogue::{epilogue, epilogue_view, heavy_epilogue};
 use super::taps::{TapLine, cut, tap_loops};
+use super::tiles::compute_type;
 use super::{Pack, Request, Scheduled, delinear, multiple, product};
 use crate::emit::{CAST, Coord, Emitter, zero_of};
 use crate::error::Error;

@@ -10,9 +10,11 @@ use tongtu_tensor::dim::Dim;
 use tongtu_tensor::scalar::{Binary, Compare};
 use tongtu_tile::{Access, Factor, TileMap, Val};
 
-use super::contract::{CACHE_LINE, compute_type, epilogue, epilogue_view, heavy_epilogue, register_tile};
+use super::contract::CACHE_LINE;
 use super::conv::Conv;
+use super::epilogue::{epilogue, epilogue_view, heavy_epilogue};
 use super::taps::cut;
+use super::tiles::{compute_type, register_tile};
 use super::{Pack, Request, Scheduled, blocks, delinear, product};
 use crate::emit::{CAST, Coord, Emitter, zero_of};
 use crate::error::Error;

@@ -7,11 +7,13 @@ mod attention;
 mod contract;
 mod conv;
 mod direct;
+mod epilogue;
 mod map;
 mod order;
 mod pack;
 mod reduce;
 mod taps;
+mod tiles;
 mod window;
 
 use tongtu_chip::Chip;

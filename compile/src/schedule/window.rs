@@ -7,7 +7,7 @@ use tongtu_tensor::scalar::Binary;
 use tongtu_tensor::{Combiner, DType};
 use tongtu_tile::Val;
 
-use super::contract::epilogue;
+use super::epilogue::epilogue;
 use super::taps::{TapLine, cut, tap_loops};
 use super::{
     Request, Scheduled, accumulator, blocks, combine, delinear, identity, multiple, product,
