@@ -11,6 +11,9 @@ use tongtu_plan::backend::Compiler;
 use tongtu_tensor::DType;
 use tongtu_tile::{Access, Factor, KernelBuilder, Module, TileMap};
 
+/// How often a product is made in one launch, so that what a launch costs does not count.
+const TIMES: i64 = 8;
+
 fn time(kernel: &Kernel, pool: &Pool, bufs: &[Buf], scalars: &[i64], grid: [i64; 3]) -> f64 {
     let t = Instant::now();
     // SAFETY: the buffers are live and as large as the kernels need.
@@ -86,18 +89,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (mut bias, mut c) = (vec![0f32; n], vec![0f32; m * n]);
     let bufs = [buf(&mut a), buf(&mut w), buf(&mut bias), buf(&mut c)];
     let scalars = [m as i64, n as i64, k as i64];
-    let ops = (2 * m * n * k) as f64;
-    let mut ratios: Vec<f64> =
-        (0..2000).map(|_| ops / time(&kernel, &pool, &bufs, &scalars, [2, 1, 1]) / peak()).collect();
-    ratios.sort_by(f64::total_cmp);
+    let ops = (2 * m * n * k) as f64 * TIMES as f64;
+    let shares = sorted(2000, || ops / time(&kernel, &pool, &bufs, &scalars, [2, TIMES, 1]) / peak());
     println!(
         "f32 product, {m}x{n}x{k}: median {:.1} % of peak, best tenth {:.1} %",
-        100.0 * ratios[1000],
-        100.0 * ratios[1800]
+        100.0 * shares[1000],
+        100.0 * shares[1800]
     );
-    let got = c[3];
-    let want: f32 = (0..k).map(|i| a[i] * w[i * tn + 3]).sum();
-    assert_eq!(got, want.max(0.0));
+    for (i, got) in c.iter().enumerate() {
+        let (row, column) = (i / n, i % n);
+        let panel = &w[column / tn * k * tn + column % tn..];
+        let want: f32 = (0..k).map(|j| a[row * k + j] * panel[j * tn]).sum();
+        assert_eq!(*got, want.max(0.0));
+    }
 
     if !chip.has("amx-bf16") {
         return Ok(());
@@ -115,26 +119,50 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let compiled = CpuCompiler::default().compile(&Module { kernels: vec![kernel] }, &chip)?;
     let loaded = Loaded::new(&Artifact::from_bytes(&compiled.bytes)?)?;
     let kernel = loaded.kernel_at(0).ok_or("no kernel")?;
-    let limits = probe::measure(&chip, 1)?;
-    let (m, n, k) = (128usize, 64usize, 320usize);
-    let one = |i: usize| half(((i * 7) % 5) as f32 - 2.0);
-    let mut a: Vec<u16> = (0..m * k).map(one).collect();
-    let mut w: Vec<u16> = (0..n * k).map(one).collect();
-    let mut c = vec![0f32; m * n];
-    let bufs = [buf(&mut a), buf(&mut w), buf(&mut c)];
-    let scalars = [m as i64, n as i64, k as i64];
-    let mut rates: Vec<f64> = (0..2000)
-        .map(|_| (2 * m * n * k) as f64 / time(&kernel, &pool, &bufs, &scalars, [2, 1, 1]))
-        .collect();
-    rates.sort_by(f64::total_cmp);
-    let top = limits.bf16_matrix_core.unwrap_or(f64::NAN);
-    println!(
-        "bf16 product, {m}x{n}x{k}: median {:.2} TFLOP/s, best tenth {:.2}; registers alone {:.2}",
-        rates[1000] / 1e12,
-        rates[1800] / 1e12,
-        top / 1e12
-    );
+    // Operands that stay in the nearest cache, and left operands that come from the next one.
+    for (m, k) in [(32usize, 256usize), (32, 320), (512, 320)] {
+        let n = 32usize;
+        let one = |i: usize| half(((i * 7) % 5) as f32 - 2.0);
+        let mut a: Vec<u16> = (0..m * k).map(one).collect();
+        let mut w: Vec<u16> = (0..n * k).map(one).collect();
+        let mut c = vec![0f32; m * n];
+        let bufs = [buf(&mut a), buf(&mut w), buf(&mut c)];
+        let scalars = [m as i64, n as i64, k as i64];
+        let times = 256 * TIMES / m as i64;
+        let ops = (2 * m * n * k) as f64 * times as f64;
+        let unit = probe::unit_kernel(&chip)?;
+        let unit = Loaded::new(&unit)?;
+        let unit = unit.kernel("bf16")?;
+        let top = || probe::UNIT_OPS * 300.0 / time(&unit, &pool, &[], &[300], [1, 1, 1]);
+        let mut rates = Vec::new();
+        let shares = sorted(2000, || {
+            let rate = ops / time(&kernel, &pool, &bufs, &scalars, [1, times, 1]);
+            rates.push(rate);
+            rate / top()
+        });
+        rates.sort_by(f64::total_cmp);
+        println!(
+            "bf16 product, {m}x{n}x{k}: median {:.2} TFLOP/s, {:.1} % of the unit's rate from registers; best tenth {:.1} %",
+            rates[1000] / 1e12,
+            100.0 * shares[1000],
+            100.0 * shares[1800]
+        );
+        let number = |x: u16| f32::from_bits(u32::from(x) << 16);
+        for (i, got) in c.iter().enumerate() {
+            let (row, column) = (i / n, i % n);
+            let right = |j: usize| number(w[(j / 2 * n + column) * 2 + j % 2]);
+            let want: f32 = (0..k).map(|j| number(a[row * k + j]) * right(j)).sum();
+            assert_eq!(*got, want);
+        }
+    }
     Ok(())
+}
+
+/// The results of so many calls, the least first.
+fn sorted(calls: usize, mut f: impl FnMut() -> f64) -> Vec<f64> {
+    let mut out: Vec<f64> = (0..calls).map(|_| f()).collect();
+    out.sort_by(f64::total_cmp);
+    out
 }
 
 fn half(x: f32) -> u16 {

@@ -143,6 +143,16 @@ pub fn fma_kernel(chip: &Chip) -> Result<Artifact, Error> {
     assemble(&ir, chip, vec![Entry { name: "fma".into(), offset: 0, scratch: 8192, buffers: 0, scalars: 1 }])
 }
 
+/// bf16 operations that the kernel of [`unit_kernel`] makes a turn.
+pub const UNIT_OPS: f64 = (TILES * 2 * 16 * 16 * 32) as f64;
+
+/// The matrix unit's loop alone, as kernel `bf16` with one scalar, the number of turns; the chip must have the unit.
+pub fn unit_kernel(chip: &Chip) -> Result<Artifact, Error> {
+    let mut ir = String::new();
+    tile_loop(&mut ir, "bf16", "tdpbf16ps");
+    assemble(&ir, chip, vec![Entry { name: "bf16".into(), offset: 0, scratch: 8192, buffers: 0, scalars: 1 }])
+}
+
 /// Independent multiply-add chains: enough to hide the latency, few enough to stay in 16 registers.
 const CHAINS: usize = 12;
 
