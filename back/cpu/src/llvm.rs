@@ -8,20 +8,24 @@ use crate::Error;
 use llvm_sys::core::*;
 use llvm_sys::ir_reader::LLVMParseIRInContext2;
 use llvm_sys::prelude::*;
+use llvm_sys::support::LLVMParseCommandLineOptions;
 use llvm_sys::target::*;
 use llvm_sys::target_machine::*;
 use llvm_sys::transforms::pass_builder::*;
 use llvm_sys::{LLVMDiagnosticSeverity, analysis, error};
 use std::cell::RefCell;
-use std::ffi::{CStr, CString, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::null_mut;
 use std::sync::{Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 use tongtu_chip::{Chip, Kind};
 
-/// Cleans up what the lowering wrote; the vectors are explicit already, so no vectoriser is needed. Code generation
-/// reduces the strength of loop indices itself.
+/// Cleans up what the lowering wrote; the vectors are explicit already, so no vectoriser is needed.
 const PASSES: &str = "function(instcombine<no-verify-fixpoint>,simplifycfg,early-cse,loop-mssa(licm))";
+
+/// Settings of code generation that only LLVM's command line has. Reducing the strength of loop indices takes as long as selecting
+/// instructions, and what the lowering writes gains nothing from it.
+const SETTINGS: [&CStr; 2] = [c"tongtu", c"-disable-lsr"];
 
 /// What to compile for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,8 +140,11 @@ unsafe impl Send for Machine {}
 impl Machine {
     fn new(target: &Target) -> Result<Machine, Error> {
         static START: Once = Once::new();
-        // SAFETY: called once, before any other use of LLVM by this crate; takes no arguments.
+        // SAFETY: called once, before any other use of LLVM by this crate; the settings are zero-terminated strings that live for
+        // ever, as many as stated, and known to this LLVM.
         START.call_once(|| unsafe {
+            let settings = SETTINGS.map(CStr::as_ptr);
+            LLVMParseCommandLineOptions(settings.len() as c_int, settings.as_ptr(), std::ptr::null());
             LLVMInitializeX86TargetInfo();
             LLVMInitializeX86Target();
             LLVMInitializeX86TargetMC();
