@@ -11,6 +11,7 @@
 //! operations keep to their contract; chains of additions and multiplications by constants round once instead of twice).
 
 mod arith;
+mod batches;
 mod control;
 mod cse;
 mod dce;
@@ -60,7 +61,7 @@ const SIMPLIFY: &[Rule] =
     &[fold::rule, control::rule, elementwise::rule, arith::rule, movement::rule, narrow::rule, linear::rule];
 
 /// Rules for the form that kernels are made from; `fold` and `layout` take more or less.
-const fn kernel_form(fold: Rule, layout: Rule) -> [Rule; 10] {
+const fn kernel_form(fold: Rule, layout: Rule) -> [Rule; 11] {
     [
         control::rule,
         movement::rule,
@@ -70,6 +71,7 @@ const fn kernel_form(fold: Rule, layout: Rule) -> [Rule; 10] {
         narrow::rule,
         widen::rule,
         linear::rule,
+        batches::rule,
         dilation::rule,
         layout,
     ]
@@ -88,14 +90,17 @@ pub fn prepare(module: Module, options: &Options) -> Result<Module, GraphError> 
     if let Some(first) = tongtu_graph::verify(&module).err().and_then(|all| all.into_iter().next()) {
         return Err(first);
     }
+    let module = batches::before_softmax(module)?;
     let module = Module {
         graph: dce(&inline(&module.graph, &options.keep), &module.symbols),
         symbols: module.symbols,
     };
     let module = rounds(module, options, &[&[], SIMPLIFY], false)?;
-    if !options.channels_last {
-        return Ok(module);
-    }
+    if options.channels_last { laid_out(module, options) } else { Ok(module) }
+}
+
+/// Layouts chosen, and permutations moved to where they cost least.
+fn laid_out(module: Module, options: &Options) -> Result<Module, GraphError> {
     // Taking permutations further helps where they meet their inverse, and costs where they do not.
     let near = rounds(module.clone(), options, &[LAYOUT, FINISH], false)?;
     if moved(&near) <= 1.0 {

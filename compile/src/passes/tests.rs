@@ -113,6 +113,32 @@ fn a_residual_network_of_few_channels_permutes_nothing() {
 }
 
 #[test]
+fn attention_of_windows_with_a_mask_is_one_kernel() {
+    use crate::fuse::{Item, Kind, fuse};
+    let m = module(&[&[0, 4, 3, 5], &[0, 4, 3, 5], &[0, 4, 3, 2], &[4, 3, 3]], |b, x| {
+        let joined = |b: &mut Builder<'_>, v: ValueId| {
+            let d = b.dims(v);
+            b.reshape(v, &[&d[0] * &d[1], d[2].clone(), d[3].clone()]).unwrap()
+        };
+        let (q, k, v) = (joined(b, x[0]), joined(b, x[1]), joined(b, x[2]));
+        let s = b.contract(q, k, &[(0, 0)], &[(2, 2)], DType::F32).unwrap();
+        let mut dims = b.dims(x[0]);
+        dims[3] = Dim::from(3);
+        let s = b.reshape(s, &dims).unwrap();
+        let mask = b.broadcast(x[3], &dims, &[1, 2, 3]).unwrap();
+        let s = b.add2(s, mask).unwrap();
+        let s = joined(b, s);
+        let p = b.softmax(s, 2).unwrap();
+        vec![b.contract(p, v, &[(0, 0)], &[(2, 1)], DType::F32).unwrap()]
+    });
+    let p = prepared(&m);
+    let items = fuse(&p.graph);
+    let groups: Vec<&Kind> =
+        items.iter().filter_map(|i| if let Item::Group(g) = i { Some(&g.kind) } else { None }).collect();
+    assert!(matches!(groups[..], [Kind::Attention(_)]), "{groups:?}\n{p}");
+}
+
+#[test]
 fn squeeze_and_excite_stays_channels_last() {
     let m = module(&[&[0, 4, 6, 6]], |b, x| {
         let y = conv3(b, x[0], 4, 1);

@@ -1,0 +1,136 @@
+//! Reshapes of batch dims around contractions, so that nothing stands between two contractions of an attention.
+//!
+//! Windows of a picture, or heads of a batch, are often one dim for the contractions and several for a mask between them. What
+//! splits a batch dim comes before the first contraction, what joins batch dims after the second one.
+
+use tongtu_graph::op::AttrValue;
+use tongtu_graph::{Builder, Graph, GraphError, Module, Node, Op, ValueId};
+use tongtu_tensor::DType;
+use tongtu_tensor::dim::Dim;
+
+use super::movement::{groups, wide_dims};
+use super::rewrite::{Rewriter, Rewritten};
+
+/// Splits of batch dims before contractions, joins of batch dims after them.
+pub(super) fn rule(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewritten {
+    match (op, inputs) {
+        (Op::Reshape { dims }, &[x]) => split(rw, dims, x),
+        (Op::Contract { batch, over, acc }, &[x, y]) => joined(rw, batch, over, *acc, x, y),
+        _ => Ok(None),
+    }
+}
+
+/// For each dim of `one` the dims of `many` that it is the product of; `None` where a dim is anything else. At least one is
+/// the product of several that are not 1, and `fits` all that are.
+fn parts(many: &[Dim], one: &[Dim], fits: impl Fn(usize) -> bool) -> Option<Vec<Vec<Dim>>> {
+    let mut out = Vec::new();
+    for (from, to) in groups(many, one)? {
+        let list = many[from].to_vec();
+        let several = wide_dims(&list).len() > 1;
+        if to.len() != 1 || list.is_empty() || list.len() > 1 && !(several && fits(to.start)) {
+            return None;
+        }
+        out.push(list);
+    }
+    out.iter().any(|p| p.len() > 1).then_some(out)
+}
+
+/// Where the first part of each dim is, once dims have these parts.
+fn starts(parts: &[Vec<Dim>]) -> Vec<usize> {
+    parts.iter().scan(0, |at, p| Some(std::mem::replace(at, *at + p.len()))).collect()
+}
+
+/// The pairs of batch dims, once those of the two sides have parts.
+fn pairs(batch: &[(usize, usize)], parts: [&[Vec<Dim>]; 2]) -> Vec<(usize, usize)> {
+    let (left, right) = (starts(parts[0]), starts(parts[1]));
+    let each = |&(a, b): &(usize, usize)| (0..parts[0][a].len()).map(move |i| (a, b, i));
+    batch.iter().flat_map(each).map(|(a, b, i)| (left[a] + i, right[b] + i)).collect()
+}
+
+/// A side's dims as parts: batch dims as given, others whole.
+fn with_parts(dims: &[Dim], mut batch: impl FnMut(usize) -> Option<Vec<Dim>>) -> Vec<Vec<Dim>> {
+    dims.iter().enumerate().map(|(i, d)| batch(i).unwrap_or_else(|| vec![d.clone()])).collect()
+}
+
+/// `reshape(contract(x, y))` that splits batch dims to `contract(reshape(x), reshape(y))`.
+fn split(rw: &mut Rewriter<'_>, dims: &[Dim], v: ValueId) -> Rewritten {
+    let Some(node) = rw.node(v).filter(|_| rw.single_use(v)) else { return Ok(None) };
+    let (Op::Contract { batch, over, acc }, &[x, y]) = (&node.op, &node.inputs[..]) else { return Ok(None) };
+    let (batch, over, acc) = (batch.clone(), over.clone(), *acc);
+    let Some(result) = parts(dims, rw.graph.dims(v), |i| i < batch.len()) else { return Ok(None) };
+    let of = |dims: &[Dim], at: &dyn Fn(usize) -> Option<usize>| {
+        with_parts(dims, |i| at(i).map(|b| result[b].clone()))
+    };
+    let left = of(rw.graph.dims(x), &|i| batch.iter().position(|p| p.0 == i));
+    let right = of(rw.graph.dims(y), &|i| batch.iter().position(|p| p.1 == i));
+    let (x, y) = (rw.reshape(x, &left.concat())?, rw.reshape(y, &right.concat())?);
+    let op = Op::Contract { batch: pairs(&batch, [&left, &right]), over: pairs(&over, [&left, &right]), acc };
+    Ok(Some(rw.emit(op, &[x, y])?))
+}
+
+/// `contract(reshape(z), y)` whose reshape joins batch dims to `reshape(contract(z, reshape(y)))`.
+fn joined(
+    rw: &mut Rewriter<'_>,
+    batch: &[(usize, usize)],
+    over: &[(usize, usize)],
+    acc: DType,
+    x: ValueId,
+    y: ValueId,
+) -> Rewritten {
+    let Some((Op::Reshape { dims }, z)) = rw.def(x) else { return Ok(None) };
+    let is_batch = |i: usize| batch.iter().any(|p| p.0 == i);
+    let Some(left) = parts(rw.graph.dims(z), dims, is_batch) else { return Ok(None) };
+    let right = with_parts(rw.graph.dims(y), |i| batch.iter().find(|p| p.1 == i).map(|p| left[p.0].clone()));
+    let types = rw.infer(&Op::Contract { batch: batch.to_vec(), over: over.to_vec(), acc }, &[x, y])?;
+    let Some((_, dims)) = types.first().and_then(|t| t.as_tensor()) else { return Ok(None) };
+    let dims = dims.to_vec();
+    let y = rw.reshape(y, &right.concat())?;
+    let op = Op::Contract { batch: pairs(batch, [&left, &right]), over: pairs(over, [&left, &right]), acc };
+    let out = rw.one(op, &[z, y])?;
+    Ok(Some(vec![rw.reshape(out, &dims)?]))
+}
+
+/// `softmax(reshape(x))` along a last dim that the reshape keeps to `reshape(softmax(x))`, while softmax is one operation.
+pub(super) fn before_softmax(mut module: Module) -> Result<Module, GraphError> {
+    let old = module.graph;
+    let mut g = Graph {
+        name: old.name.clone(),
+        values: old.values.clone(),
+        inputs: old.inputs.clone(),
+        outputs: Vec::new(),
+        nodes: Vec::with_capacity(old.nodes.len()),
+        state: old.state.clone(),
+    };
+    let defs = old.definitions();
+    let mut renamed: Vec<Option<ValueId>> = vec![None; old.values.len()];
+    for node in &old.nodes {
+        let inputs: Vec<ValueId> = node.inputs.iter().map(|v| renamed[v.index()].unwrap_or(*v)).collect();
+        if let Some(z) = under_reshape(&old, &defs, node) {
+            let z = renamed[z.index()].unwrap_or(z);
+            let axis = g.dims(z).len() - 1;
+            let dims = old.dims(node.outputs[0]).to_vec();
+            let mut b = Builder::new(&mut g, &mut module.symbols);
+            b.loc = node.loc.clone();
+            let s = b.softmax(z, axis)?;
+            let r = b.reshape(s, &dims)?;
+            renamed[node.outputs[0].index()] = Some(r);
+        } else {
+            g.nodes.push(Node { inputs, ..node.clone() });
+        }
+    }
+    g.outputs = old.outputs.iter().map(|v| renamed[v.index()].unwrap_or(*v)).collect();
+    Ok(Module { graph: g, symbols: module.symbols })
+}
+
+/// The operand of the reshape before a softmax along the last dim of both.
+fn under_reshape(g: &Graph, defs: &[Option<usize>], node: &Node) -> Option<ValueId> {
+    let Op::Composite { name, attributes, .. } = &node.op else { return None };
+    let x = *node.inputs.first().filter(|_| name == "softmax")?;
+    let last = g.dims(x).len().checked_sub(1)?;
+    let along =
+        attributes.iter().any(|(k, v)| k == "axis" && matches!(v, AttrValue::Int(i) if *i == last as i64));
+    let before = &g.nodes[defs[x.index()]?];
+    let z = *before.inputs.first().filter(|_| matches!(before.op, Op::Reshape { .. }))?;
+    let inner = g.dims(z);
+    (along && inner.last() == g.dims(x).last() && inner.len() != last + 1 && inner.len() > 1).then_some(z)
+}
