@@ -80,6 +80,15 @@ fn parse_tie(text: &str) -> Result<(String, String), String> {
     Ok((input.to_string(), output.to_string()))
 }
 
+/// What products are computed in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Precision {
+    /// As the model says.
+    F32,
+    /// Operands rounded to bf16, sums in f32.
+    Bf16,
+}
+
 /// How a model is loaded and compiled.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
@@ -95,6 +104,9 @@ pub struct ModelArgs {
     /// 'past.*=present.*'.
     #[arg(long, value_parser = parse_tie, value_name = "INPUT=OUTPUT")]
     pub state: Vec<(String, String)>,
+    /// What f32 products with constants are computed in; bf16 rounds their operands, and results differ.
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    pub precision: Precision,
     /// Compile everything anew and keep nothing.
     #[arg(long)]
     pub no_cache: bool,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tongtu::{LoadOptions, Model, Options, Session};
 
-use crate::args::ModelArgs;
+use crate::args::{ModelArgs, Precision};
 use crate::ui::{FAILED, Fail, Progress};
 
 /// Whether a file is a bundle.
@@ -37,8 +37,12 @@ pub fn options(args: &ModelArgs) -> Options {
     }
 }
 
-/// With the state that the command line ties.
+/// With the precision and the state that the command line asks for.
 pub fn tied(options: Options, args: &ModelArgs) -> Options {
+    let options = match args.precision {
+        Precision::F32 => options,
+        Precision::Bf16 => options.precision(tongtu::Precision::Bf16),
+    };
     args.state.iter().fold(options, |o, (input, output)| o.state(input, output))
 }
 
@@ -61,6 +65,9 @@ pub fn session(args: &ModelArgs, options: &Options) -> Result<Session, Fail> {
         }
         if !args.state.is_empty() {
             return Err(Fail::usage("--state has no effect on a bundle: tie state when it is compiled"));
+        }
+        if args.precision != Precision::F32 {
+            return Err(Fail::usage("--precision has no effect on a bundle: choose it when it is compiled"));
         }
         return Ok(Session::open(&args.model, options)?);
     }

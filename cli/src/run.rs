@@ -7,7 +7,7 @@ use serde_json::json;
 use tongtu::onnx::FileKind;
 use tongtu::{HostValue, LoadOptions, Model, Session, Value};
 
-use crate::args::RunArgs;
+use crate::args::{Precision, RunArgs};
 use crate::data::{self, Tolerance};
 use crate::open;
 use crate::ui::{DIFFERS, Done, Fail, Progress, print_json, say};
@@ -51,6 +51,10 @@ pub fn run(args: &RunArgs, as_json: bool) -> Done {
         .map(|(n, v)| Ok((n.to_string(), data::host_value(v)?)))
         .collect::<Result<_, Fail>>()?;
 
+    let rounding = match (args.model.precision, &ready_model) {
+        (Precision::Bf16, Ready::Compiled(_)) => Some(rounding(args, &named, &results)?),
+        _ => None,
+    };
     let mut files = Vec::new();
     if let Some(dir) = &args.output {
         std::fs::create_dir_all(dir).map_err(tongtu::Error::io(dir))?;
@@ -70,6 +74,7 @@ pub fn run(args: &RunArgs, as_json: bool) -> Done {
             "run_ms": took.as_secs_f64() * 1e3,
             "outputs": results.iter().map(|(n, v)| json!({ "name": n, "value": data::summary(v) })).collect::<Vec<_>>(),
             "files": files,
+            "error_of_precision": rounding,
             "comparison": compared.as_ref().map(|c| c.iter().map(|(n, d)| json!({
                 "output": n, "passes": d.passes(), "difference": d,
             })).collect::<Vec<_>>()),
@@ -95,9 +100,37 @@ pub fn run(args: &RunArgs, as_json: bool) -> Done {
                 ),
             }
         }
+        for (name, error) in rounding.iter().flatten() {
+            say!("{name}: differs from f32 by {error:.1e} of the largest value at most");
+        }
         say!("ready in {:.1} ms, ran in {:.2} ms", ready.as_secs_f64() * 1e3, took.as_secs_f64() * 1e3);
     }
     Ok(if passes { 0 } else { DIFFERS })
+}
+
+/// How far each tensor of the results is from that computed in f32, as a share of the largest value there.
+fn rounding(
+    args: &RunArgs,
+    inputs: &[(&str, Value)],
+    results: &[(String, HostValue)],
+) -> Result<Vec<(String, f64)>, Fail> {
+    let mut model = args.model.clone();
+    model.precision = Precision::F32;
+    let session = open::session(&model, &open::options(&model))?;
+    let exact = session.run(inputs)?;
+    let mut out = Vec::new();
+    for ((name, got), (_, want)) in results.iter().zip(exact.iter()) {
+        let want = data::host_value(want)?;
+        if let (Some(a), Some(b)) = (got.as_tensor(), want.as_tensor())
+            && a.shape() == b.shape()
+        {
+            let pairs = a.iter().zip(b.iter()).map(|(x, y)| (x.to_f64(), y.to_f64()));
+            let (worst, largest) =
+                pairs.fold((0f64, 0f64), |(w, l), (x, y)| (w.max((x - y).abs()), l.max(y.abs())));
+            out.push((name.clone(), if worst == 0.0 { 0.0 } else { worst / largest }));
+        }
+    }
+    Ok(out)
 }
 
 /// The model compiled for the sizes that are 1 here, where it cannot run because it was not known that they are: a size of 1

@@ -262,7 +262,8 @@ impl<'a> Grower<'a> {
                 let gathers = matches!(node.op, Op::Take { .. } | Op::TakeAlong { .. } | Op::GatherNd { .. });
                 for (k, &v) in node.inputs.iter().enumerate() {
                     let closed = self.anchor == Some(n);
-                    if (closed || (gathers && k == 0)) && !self.is_splat(v) {
+                    let read = closed || (gathers && k == 0);
+                    if read && !self.is_splat(v) && !(closed && k == 0 && self.narrows(v)) {
                         continue;
                     }
                     if inputs_of(self).len() < MAX_INPUTS && self.absorbs(v) {
@@ -289,6 +290,15 @@ impl<'a> Grower<'a> {
             }) => self.is_splat(inputs[0]),
             _ => false,
         }
+    }
+
+    /// Whether a value is the left operand of a contraction rounded to bf16, which the kernel does as it copies rows.
+    fn narrows(&self, v: ValueId) -> bool {
+        let Some(node) = self.defs[v.index()].map(|n| &self.graph.nodes[n]) else { return false };
+        let contract = |n: usize| matches!(&self.graph.nodes[n].op, Op::Contract { .. } if self.graph.nodes[n].inputs[0] == v);
+        matches!(node.op, Op::Cast { to: DType::BF16, .. })
+            && self.graph.dtype(node.inputs[0]) == DType::F32
+            && self.uses[v.index()].iter().all(|&u| contract(u))
     }
 
     /// Cheap enough to be computed again in every group that uses it.
@@ -433,7 +443,7 @@ impl<'a> Grower<'a> {
         if self.anchor.is_some_and(|a| read(a) && matches!(self.graph.nodes[a].op, Op::Conv { .. })) {
             return false;
         }
-        if self.duplicable(n) {
+        if self.duplicable(n) || self.anchor.is_some_and(read) && self.narrows(v) {
             return true;
         }
         let alone =

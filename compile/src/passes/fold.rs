@@ -339,12 +339,15 @@ fn cast(x: &Tensor, to: DType, mode: CastMode) -> Option<Tensor> {
             }
         };
     }
-    // All of these are exact; infinities stay what they are only if nothing saturates.
+    // All of these are exact or round to nearest; infinities stay what they are only if nothing saturates.
     if mode.overflow == Overflow::Format {
         let nan = |v: f32| if v.is_nan() { f32::NAN } else { v };
         match (x.dtype(), to) {
             (DType::F16, DType::F32) => return map::<f16, f32>(x, |v| nan(v.to_f32())),
             (DType::BF16, DType::F32) => return map::<bf16, f32>(x, |v| nan(v.to_f32())),
+            (DType::F32, DType::BF16) if mode == CastMode::default() => {
+                return map::<f32, bf16>(x, |v| if v.is_nan() { bf16::NAN } else { bf16::from_f32(v) });
+            }
             (DType::F32, DType::F64) => {
                 return map::<f32, f64>(x, |v| if v.is_nan() { f64::NAN } else { v.into() });
             }

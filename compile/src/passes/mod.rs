@@ -23,6 +23,7 @@ mod layout;
 mod linear;
 mod movement;
 mod narrow;
+mod precision;
 mod rewrite;
 mod stats;
 mod strided;
@@ -30,6 +31,7 @@ mod widen;
 
 pub use dce::dce;
 pub use inline::inline;
+pub use precision::Precision;
 pub use stats::{Stats, stats};
 pub(crate) use strided::dense;
 
@@ -46,11 +48,13 @@ pub struct Options {
     pub fold_limit: usize,
     /// Whether convolutions and poolings get channels-last operands.
     pub channels_last: bool,
+    /// What products with constants are computed in.
+    pub precision: Precision,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { keep: Vec::new(), fold_limit: 1 << 20, channels_last: true }
+        Options { keep: Vec::new(), fold_limit: 1 << 20, channels_last: true, precision: Precision::F32 }
     }
 }
 
@@ -96,7 +100,11 @@ pub fn prepare(module: Module, options: &Options) -> Result<Module, GraphError> 
         symbols: module.symbols,
     };
     let module = rounds(module, options, &[&[], SIMPLIFY], false)?;
-    if options.channels_last { laid_out(module, options) } else { Ok(module) }
+    let module = if options.channels_last { laid_out(module, options)? } else { module };
+    match options.precision {
+        Precision::F32 => Ok(module),
+        Precision::Bf16 => rounds(precision::narrow(module)?, options, &[FINISH], false),
+    }
 }
 
 /// Layouts chosen, and permutations moved to where they cost least.

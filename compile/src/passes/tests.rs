@@ -139,6 +139,28 @@ fn attention_of_windows_with_a_mask_is_one_kernel() {
 }
 
 #[test]
+fn products_with_constants_are_rounded_where_asked() {
+    use crate::fuse::{Item, fuse};
+    let m = module(&[&[0, 64]], |b, x| {
+        let (v, w) = (weight(b, &[64, 32], 1), weight(b, &[64, 48], 2));
+        let y = b.contract(x[0], v, &[], &[(1, 0)], DType::F32).unwrap();
+        vec![y, b.contract(x[0], w, &[], &[(1, 0)], DType::F32).unwrap()]
+    });
+    let options = Options { precision: super::Precision::Bf16, ..Options::default() };
+    let p = prepare(m.clone(), &options).unwrap();
+    verify(&p).unwrap();
+    // The constants are folded; the kernels round the operand as they copy it.
+    assert_eq!((count(&p, "cast"), count(&p, "contract")), (1, 2), "{p}");
+    assert_eq!(fuse(&p.graph).iter().filter(|i| matches!(i, Item::Group(_))).count(), 2, "{p}");
+    // Small whole numbers are exact in bf16.
+    let inputs = inputs(&m, 3);
+    let (want, have) = (eval::run_tensors(&m, &inputs).unwrap(), eval::run_tensors(&p, &inputs).unwrap());
+    for (w, h) in want.iter().zip(&have) {
+        assert!(w.iter().eq(h.iter()), "{p}");
+    }
+}
+
+#[test]
 fn squeeze_and_excite_stays_channels_last() {
     let m = module(&[&[0, 4, 6, 6]], |b, x| {
         let y = conv3(b, x[0], 4, 1);

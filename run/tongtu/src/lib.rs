@@ -53,6 +53,7 @@ pub use session::{Outputs, Session};
 
 pub use tongtu_chip::Chip;
 pub use tongtu_compile::Error as CompileStageError;
+pub use tongtu_compile::passes::Precision;
 pub use tongtu_cpu::CpuDevice;
 pub use tongtu_graph::Type as GraphType;
 pub use tongtu_graph::eval::HostValue;

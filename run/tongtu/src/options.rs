@@ -1,6 +1,7 @@
 //! How to compile and run.
 
 use tongtu_chip::Chip;
+use tongtu_compile::passes::Precision;
 
 use crate::cache::Cache;
 use crate::error::Error;
@@ -19,6 +20,7 @@ pub struct Options {
     kernels: Option<Cache>,
     models: Option<Cache>,
     pub(crate) state: Vec<(String, String)>,
+    pub(crate) precision: Precision,
 }
 
 impl Default for Options {
@@ -36,6 +38,7 @@ impl Options {
             kernels: Cache::kernels(),
             models: Cache::models(),
             state: Vec::new(),
+            precision: Precision::F32,
         }
     }
 
@@ -47,6 +50,13 @@ impl Options {
     /// Threads that run kernels; 0 for as many as the machine has.
     pub fn threads(mut self, threads: usize) -> Options {
         self.threads = threads;
+        self
+    }
+
+    /// What products of f32 values with constants are computed in: with [`Precision::Bf16`] their operands are rounded to bf16, which
+    /// a chip with a matrix unit multiplies many times faster, and results differ from those in f32.
+    pub fn precision(mut self, precision: Precision) -> Options {
+        self.precision = precision;
         self
     }
 

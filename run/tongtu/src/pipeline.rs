@@ -26,7 +26,8 @@ pub fn compile(module: Module, options: &Options) -> Result<Plan, Error> {
         #[cfg(any(feature = "llvm", feature = "llvm-static"))]
         Kind::Cpu => {
             let compiler = tongtu_cpu::CpuCompiler::default();
-            let settings = tongtu_compile::Options::default();
+            let mut settings = tongtu_compile::Options::default();
+            settings.passes.precision = options.precision;
             let plan = match options.kernels() {
                 Some(cache) => {
                     let cached = crate::cache::Cached::new(compiler, cache.clone(), KERNELS_VERSION);

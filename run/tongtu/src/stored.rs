@@ -27,7 +27,7 @@ fn place(path: &Path, load: &LoadOptions, options: &Options) -> Option<(Cache, S
         given.extend_from_slice(format!("{name}{}{:?}", t.dtype(), t.shape()).as_bytes());
         given.extend_from_slice(&t.bytes());
     }
-    given.extend_from_slice(format!("{:?}", options.state).as_bytes());
+    given.extend_from_slice(format!("{:?}{:?}", options.state, options.precision).as_bytes());
     let key = cache::key(&[path.as_os_str().as_encoded_bytes(), &given, &chip]);
     Some((cache.clone(), key))
 }
