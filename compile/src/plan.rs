@@ -16,7 +16,7 @@ use tongtu_tile::Kernel;
 use crate::emit::KernelArg;
 use crate::error::Error;
 use crate::fuse::{self, Item, Kind};
-use crate::schedule::{self, Machine, Pack};
+use crate::schedule::{self, Machine};
 use crate::split::{Registers, split};
 
 /// Tiles are split to this many registers at least.
@@ -352,8 +352,8 @@ impl Lowerer<'_> {
             .map(|(d, dims)| self.computed(Type::tensor(*d, dims.clone()), None))
             .collect();
         let mut packed = Vec::new();
-        for p in &scheduled.packed {
-            packed.push(self.packed(p, inputs[p.input], constants[p.input].as_ref(), &group.loc)?);
+        for (i, packing) in &scheduled.packed {
+            packed.push(self.packed(packing, inputs[*i], constants[*i].as_ref(), &group.loc)?);
         }
         let (flops, bytes) = cost(&group.graph);
         let index = self.plan.groups.len();
@@ -416,14 +416,13 @@ impl Lowerer<'_> {
     /// A constant in packed form, which is filled in later.
     fn packed(
         &mut self,
-        p: &Pack,
+        packing: &Packing,
         raw: ValueRef,
         value: Option<&Tensor>,
         loc: &Loc,
     ) -> Result<ValueRef, Error> {
         let fail = |why: &str| Error::unsupported("pack", loc, why);
         let value = value.ok_or_else(|| fail("not a constant"))?;
-        let packing = p.packing();
         let key = (Identity::of(value), packing.clone());
         if let Some(&r) = self.packed.get(&key) {
             return Ok(r);
@@ -434,7 +433,7 @@ impl Lowerer<'_> {
         // Its place is taken by nothing until then.
         self.plan.constants.push(Tensor::scalar(value.dtype(), Num::Int(0)));
         let r = self.value(Type::tensor(value.dtype(), dims), Storage::Constant(k), None);
-        self.pending.push((k, raw, value.clone(), packing));
+        self.pending.push((k, raw, value.clone(), packing.clone()));
         self.packed.insert(key, r);
         Ok(r)
     }

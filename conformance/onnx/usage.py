@@ -20,7 +20,7 @@ from onnx.reference import ReferenceEvaluator
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "scripts"))
 import onnxdata
 
-VERSION = 2
+VERSION = 3
 """Raised when the tests change; part of the stamp."""
 
 
@@ -136,6 +136,25 @@ def graphs(c):
           change=lambda m: [rename(m, "ab", "a b\n"), rename(m, "one", "1:/é中")])
     c.add("dropped_outputs", "g (float[2, 4] x) => (float[2, 1] v, int64[2, 1] j) {"
           " v, i = TopK(x, k) u, j = TopK<largest = 0>(x, k) }", {"x": normal(4, 2, 4)}, weights={"k": ints(1)})
+
+
+def transforms(c):
+    """Fourier transforms of a length that only the run tells, and sizes that are at most one."""
+    c.add("dft_any_length", """g (float[B, N, 1] x) => (float[B, N, 2] y, float[B, N, 2] z) {
+        y = DFT(x, , axis) z = DFT<inverse = 1>(y, , axis) }""",
+          {"x": normal(1, 2, 12, 1)}, {"x": normal(2, 3, 7, 1)}, opset=20, weights={"axis": np.array(1)})
+    c.add("dft_any_length_half", """g (float[B, N, 1] x) => (float[B, M, 2] y) { y = DFT<onesided = 1>(x, , axis) }""",
+          {"x": normal(1, 2, 12, 1)}, {"x": normal(2, 1, 9, 1)}, opset=20, weights={"axis": np.array(1)})
+    c.add("dft_given_length", """g (float[B, N, 1] x, int64 n) => (float[B, M, 2] y) { y = DFT(x, n, axis) }""",
+          {"x": normal(1, 2, 12, 1), "n": np.array(8)}, {"x": normal(2, 1, 5, 1), "n": np.array(6)}, opset=20,
+          weights={"axis": np.array(1)})
+    c.add("einsum_weights", """g (float[I, B, 8] x) => (float[I, B, 3, 5] y, float[B, 5, I, 3] z) {
+        y = Einsum<equation = "ibh,hnd->ibnd">(x, w) z = Einsum<equation = "ibh,hnd->bdin">(x, w) }""",
+          {"x": normal(1, 4, 2, 8)}, {"x": normal(2, 1, 3, 8)}, weights={"w": normal(3, 8, 3, 5)})
+    c.add("slice_of_one", """g (float[B, N] x) => (float[B, N] y) {
+        last = Slice(x, start, end, axis) s = Add(x, last) y = Mul(last, s) }""",
+          {"x": normal(1, 2, 6)}, {"x": normal(2, 3, 1)},
+          weights={"start": ints(-1), "end": ints(2**62), "axis": ints(1)})
 
 
 def rename(model, old, new):
@@ -515,7 +534,7 @@ def versions(c):
 
 def write(folder):
     cases = Cases(folder)
-    for part in (graphs, empty, control, types, versions):
+    for part in (graphs, transforms, empty, control, types, versions):
         part(cases)
     return cases.names
 

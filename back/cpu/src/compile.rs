@@ -191,6 +191,10 @@ impl Compiler for CpuCompiler {
                 Binary::Rem | Binary::Mod if first.is_float() => Support::Emulated("math"),
                 _ => Support::Native,
             },
+            Op::Fma {} if !chip.has("fma") => match first {
+                DType::F64 => no("the chip has no fused multiply-add"),
+                _ => Support::Emulated("double precision"),
+            },
             Op::MmaScaled {} => Support::Emulated("scales"),
             Op::Cast { to, mode } if mode.rounding != Rounding::NearestEven => {
                 let wide = first.is_int() && first.bits() >= 32 && matches!(to, DType::F32 | DType::F64);

@@ -35,7 +35,7 @@ fn entry(name: &str, buffers: u32) -> Entry {
 
 #[test]
 fn text_to_result_on_every_level_the_machine_has() {
-    for name in ["x86-64-v3", "x86-64-v4", "host"] {
+    for name in ["x86-64-v2", "x86-64-v3", "x86-64-v4", "host"] {
         let Ok(chip) = Chip::builtin(name) else { continue };
         let artifact = assemble(ADD, &chip, vec![entry("add", 1)]).unwrap();
         let artifact = Artifact::from_bytes(&artifact.to_bytes()).unwrap();

@@ -19,6 +19,7 @@ mod window;
 use tongtu_chip::Chip;
 use tongtu_graph::kernel::{Buffer, kernel_of};
 use tongtu_graph::{Graph, Op};
+use tongtu_plan::Packing;
 use tongtu_tensor::dim::Dim;
 use tongtu_tensor::{Combiner, DType, Num, Tensor};
 use tongtu_tile::{Kernel, ParamKind, Val};
@@ -49,7 +50,7 @@ pub struct Scheduled {
     /// Temporary memory.
     pub temps: Vec<(DType, Vec<Dim>)>,
     /// Constant inputs laid out for the kernels when compiling.
-    pub packed: Vec<Pack>,
+    pub packed: Vec<(usize, Packing)>,
     /// Pairs of an input and an output that begins as a copy of it.
     pub copies: Vec<(usize, usize)>,
 }

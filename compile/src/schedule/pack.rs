@@ -49,9 +49,16 @@ impl Pack {
         dims
     }
 
-    /// The layout, for constants.
-    pub fn packing(&self) -> Packing {
-        Packing { perm: self.perm.clone(), columns: self.columns, width: self.width, group: self.group }
+    /// The layout, for constants of these dims.
+    fn packing(&self, dims: &[Dim]) -> Option<Packing> {
+        let size = |d: &Dim| usize::try_from(d.as_const()?).ok();
+        Some(Packing {
+            dims: dims.iter().map(size).collect::<Option<_>>()?,
+            perm: self.perm.clone(),
+            columns: self.columns,
+            width: self.width,
+            group: self.group,
+        })
     }
 
     /// A kernel that packs an operand whose last dim is summed over: squares are transposed on the way.
@@ -135,8 +142,9 @@ impl Pack {
         let v = r.graph.inputs[self.input];
         if let Some(Some(value)) = r.constants.get(self.input)
             && value.dtype().bits() % 8 == 0
+            && let Some(packing) = self.packing(r.graph.dims(v))
         {
-            s.packed.push(self);
+            s.packed.push((self.input, packing));
             return Ok(KernelArg::Packed(s.packed.len() - 1));
         }
         let (dtype, dims) = (r.graph.dtype(v), r.graph.dims(v).to_vec());

@@ -14,8 +14,10 @@ pub(crate) fn detect() -> Result<Chip, Error> {
         "x86-64-v4"
     } else if has(&["avx2", "fma", "f16c", "bmi2"]) {
         "x86-64-v3"
+    } else if has(&["ssse3", "sse4.1", "sse4.2", "popcnt"]) {
+        "x86-64-v2"
     } else {
-        return Err(Error::NoHost("x86_64 without AVX2 and FMA".to_string()));
+        return Err(Error::NoHost("x86_64 without SSE4.2".to_string()));
     };
     let mut chip = Chip::builtin(base)?;
     chip.name = "host".to_string();

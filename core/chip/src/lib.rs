@@ -14,7 +14,8 @@ pub use describe::{
 };
 
 /// The chip files built into this crate, as (name, TOML text).
-const FILES: [(&str, &str); 5] = [
+const FILES: [(&str, &str); 6] = [
+    ("x86-64-v2", include_str!("../../../chips/x86-64-v2.toml")),
     ("x86-64-v3", include_str!("../../../chips/x86-64-v3.toml")),
     ("x86-64-v4", include_str!("../../../chips/x86-64-v4.toml")),
     ("x86-64-amx", include_str!("../../../chips/x86-64-amx.toml")),

@@ -129,9 +129,10 @@ impl<'a> Builder<'a> {
             let skip = rank - dims.len();
             for (i, d) in dims.iter().enumerate() {
                 let o = &mut out[skip + i];
-                if o.as_const() == Some(1) {
+                let (flat, known) = (self.at_most_one(o), o.as_const() == Some(1));
+                if known || flat && d.as_const() != Some(1) && !self.at_most_one(d) {
                     *o = d.clone();
-                } else if d.as_const() != Some(1) {
+                } else if d.as_const() != Some(1) && (flat || !self.at_most_one(d)) {
                     if !infer::may_equal(o, d) {
                         return Err(GraphError::Shape {
                             op: "broadcast".into(),
@@ -149,7 +150,12 @@ impl<'a> Builder<'a> {
         }
         Ok(out)
     }
-    /// Broadcasts to dims, aligned at the last dim; nothing is added where the value has them already.
+    /// Whether a dim that is not known is 0 or 1.
+    fn at_most_one(&self, d: &Dim) -> bool {
+        d.as_const().is_none() && d.bounds(self.symbols).1.is_some_and(|most| most <= 1)
+    }
+    /// Broadcasts to dims, aligned at the last dim; nothing is added where the value has them already. A dim `h` that is 0 or 1, which
+    /// only the run tells, becomes `h` times the wanted one: that is none where there is nothing to repeat.
     pub fn broadcast_to(&mut self, x: ValueId, dims: &[Dim]) -> One {
         let have = self.graph.dims(x);
         if have == dims {
@@ -163,7 +169,21 @@ impl<'a> Builder<'a> {
             });
         };
         let axes = (skip..dims.len()).collect();
-        self.one(Op::Broadcast { dims: dims.to_vec(), axes }, &[x])
+        let mut dims = dims.to_vec();
+        let mut missing = vec![Dim::from(0); have.len()];
+        for (i, h) in have.iter().enumerate() {
+            if *h != dims[skip + i] && self.at_most_one(h) {
+                missing[i] = Dim::from(1) - h;
+                dims[skip + i] = &dims[skip + i] * h;
+            }
+        }
+        let mut x = x;
+        if missing.iter().any(|m| m.as_const() != Some(0)) {
+            let zero = self.full(self.dtype(x), 0.0, &[])?;
+            let low = vec![Dim::from(0); missing.len()];
+            x = self.pad(x, zero, &low, &missing)?;
+        }
+        self.one(Op::Broadcast { dims, axes }, &[x])
     }
     /// Broadcasts operand dim `i` to result dim `axes[i]`.
     pub fn broadcast(&mut self, x: ValueId, dims: &[Dim], axes: &[usize]) -> One {

@@ -9,6 +9,8 @@ use tongtu_tensor::{DType, Tensor};
 /// are full of them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Packing {
+    /// The value's dims as they are counted here: neighbours may be one.
+    pub dims: Vec<usize>,
     /// Order of the dims.
     pub perm: Vec<usize>,
     /// Which of them is cut, as a position in `perm`.
@@ -50,8 +52,9 @@ impl Iterator for Rows {
 }
 
 impl Packing {
-    /// Whether it is a packing of values of a rank.
-    pub fn fits(&self, rank: usize) -> bool {
+    /// Whether there is such a packing.
+    pub fn is_valid(&self) -> bool {
+        let rank = self.dims.len();
         let mut seen = vec![false; rank];
         self.perm.len() == rank
             && self.columns < rank
@@ -62,12 +65,13 @@ impl Packing {
             && self.perm.iter().all(|&p| p < rank && !std::mem::replace(&mut seen[p], true))
     }
 
-    /// The packed shape of a value; `None` if it is not of the right rank or too large.
+    /// The packed shape of a value; `None` if it has not as many elements, or they are too many.
     pub fn shape(&self, from: &[usize]) -> Option<Vec<usize>> {
-        if !self.fits(from.len()) {
+        let count = |dims: &[usize]| dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        if !self.is_valid() || count(from)? != count(&self.dims)? {
             return None;
         }
-        let mut shape: Vec<usize> = self.perm.iter().map(|&p| from[p]).collect();
+        let mut shape: Vec<usize> = self.perm.iter().map(|&p| self.dims[p]).collect();
         shape[self.columns] = shape[self.columns].div_ceil(self.width);
         let (side, whole) = self.group;
         if side > 1
@@ -83,8 +87,9 @@ impl Packing {
         Some(shape)
     }
 
-    /// Rows of the packed form of a dense value of this shape, and the distance between columns there.
-    fn rows(&self, shape: &[usize]) -> (Rows, usize) {
+    /// Rows of the packed form of a dense value, and the distance between columns there.
+    fn rows(&self) -> (Rows, usize) {
+        let shape = &self.dims;
         let mut strides = vec![1usize; shape.len()];
         for i in (0..shape.len().saturating_sub(1)).rev() {
             strides[i] = strides[i + 1] * shape[i + 1];
@@ -106,6 +111,9 @@ impl Packing {
     pub fn pack(&self, value: &Tensor) -> Option<Tensor> {
         let size = value.dtype().byte_size()?;
         let out_shape = self.shape(value.shape())?;
+        if value.shape() != self.dims {
+            return self.pack(&value.to_contiguous().ok()?.reshape(&self.dims).ok()?);
+        }
         // A view with its dims in another order is read where it lies.
         let mut order: Vec<usize> = (0..value.rank()).collect();
         order.sort_by_key(|&i| (std::cmp::Reverse(value.strides()[i]), i));
@@ -113,13 +121,13 @@ impl Packing {
         if let Some(dense) = dense.filter(|_| !value.is_contiguous()) {
             let place = |p: &usize| order.iter().position(|o| o == p);
             let perm = self.perm.iter().map(place).collect::<Option<Vec<_>>>()?;
-            return Packing { perm, ..self.clone() }.pack(&dense);
+            return Packing { dims: dense.shape().to_vec(), perm, ..self.clone() }.pack(&dense);
         }
         if self.group.0 > 1 {
             let panels = Packing { group: (1, 1), ..self.clone() }.pack(value)?;
             return self.interleave(&panels, &out_shape);
         }
-        let (rows, stride) = self.rows(value.shape());
+        let (rows, stride) = self.rows();
         let mut out = Tensor::zeros(value.dtype(), &out_shape).ok()?;
         let source = value.bytes();
         for (row, (base, count)) in out.bytes_mut().chunks_exact_mut(self.width * size).zip(rows) {
@@ -188,15 +196,15 @@ impl Packing {
             let plain = Packing { group: (1, 1), ..self.clone() };
             return plain.unpack(&self.separate(packed, &plain.shape(shape)?)?, shape);
         }
-        let (rows, stride) = self.rows(shape);
-        let mut out = Tensor::zeros(packed.dtype(), shape).ok()?;
+        let (rows, stride) = self.rows();
+        let mut out = Tensor::zeros(packed.dtype(), &self.dims).ok()?;
         let target = out.bytes_mut();
         for (row, (base, count)) in packed.bytes().chunks_exact(self.width * size).zip(rows) {
             for (j, cell) in row[..count * size].chunks_exact(size).enumerate() {
                 target[(base + j * stride) * size..][..size].copy_from_slice(cell);
             }
         }
-        Some(out)
+        out.reshape(shape).ok()
     }
 }
 
@@ -228,7 +236,8 @@ mod tests {
     #[test]
     fn every_element_lands_where_the_layout_says() {
         let x = numbers(&[3, 5, 7]);
-        let packing = Packing { perm: vec![2, 0, 1], columns: 1, width: 2, group: (1, 1) };
+        let dims = vec![3, 5, 7];
+        let packing = Packing { dims, perm: vec![2, 0, 1], columns: 1, width: 2, group: (1, 1) };
         let y = packing.pack(&x).unwrap();
         assert_eq!(y.shape(), [7, 2, 5, 2]);
         for k in 0..7 {
@@ -251,7 +260,7 @@ mod tests {
             (vec![0, 3], vec![1, 0], 1, 2),
         ] {
             let x = numbers(&shape);
-            let packing = Packing { perm, columns, width, group: (1, 1) };
+            let packing = Packing { dims: shape.clone(), perm, columns, width, group: (1, 1) };
             let back = packing.unpack(&packing.pack(&x).unwrap(), &shape).unwrap();
             assert!(back.same_bits(&x), "{shape:?} {packing:?}");
         }
@@ -261,7 +270,8 @@ mod tests {
     fn steps_stand_side_by_side_and_come_apart() {
         for (shape, group) in [([6usize, 10], (4usize, 64usize)), ([5, 7], (2, 2)), ([3, 0], (4, 4))] {
             let x = numbers(&shape);
-            let packing = Packing { perm: vec![0, 1], columns: 0, width: 4, group };
+            let dims = shape.to_vec();
+            let packing = Packing { dims, perm: vec![0, 1], columns: 0, width: 4, group };
             let y = packing.pack(&x).unwrap();
             let steps = shape[1].next_multiple_of(group.1);
             assert_eq!(y.shape(), [shape[0].div_ceil(4), steps / group.0, 4, group.0]);
@@ -277,7 +287,8 @@ mod tests {
     #[test]
     fn a_permuted_view_is_packed_like_its_copy() {
         let view = numbers(&[4, 6, 5]).permute(&[2, 0, 1]).unwrap();
-        let packing = Packing { perm: vec![1, 2, 0], columns: 2, width: 4, group: (1, 1) };
+        let dims = vec![5, 4, 6];
+        let packing = Packing { dims, perm: vec![1, 2, 0], columns: 2, width: 4, group: (1, 1) };
         let dense = view.to_contiguous().unwrap();
         assert!(packing.pack(&view).unwrap().same_bits(&packing.pack(&dense).unwrap()));
     }
@@ -288,9 +299,22 @@ mod tests {
         for (perm, columns, width) in
             [(vec![0, 0], 0, 1), (vec![0, 1], 2, 1), (vec![0, 1], 0, 0), (vec![0], 0, 1), (vec![0, 2], 0, 1)]
         {
-            assert!(Packing { perm, columns, width, group: (1, 1) }.pack(&x).is_none());
+            let dims = vec![2, 3];
+            assert!(Packing { dims, perm, columns, width, group: (1, 1) }.pack(&x).is_none());
         }
-        let packing = Packing { perm: vec![0, 1], columns: 0, width: 4, group: (1, 1) };
+        let dims = vec![2, 3];
+        let packing = Packing { dims, perm: vec![0, 1], columns: 0, width: 4, group: (1, 1) };
         assert!(packing.unpack(&x, &[2, 3]).is_none());
+        assert!(packing.pack(&numbers(&[7])).is_none());
+    }
+
+    #[test]
+    fn neighbouring_dims_may_count_as_one() {
+        let x = numbers(&[4, 2, 3]);
+        let packing = Packing { dims: vec![4, 6], perm: vec![1, 0], columns: 0, width: 4, group: (1, 1) };
+        let y = packing.pack(&x).unwrap();
+        assert_eq!(y.shape(), [2, 4, 4]);
+        assert!(y.same_bits(&packing.pack(&x.reshape(&[4, 6]).unwrap()).unwrap()));
+        assert!(packing.unpack(&y, &[4, 2, 3]).unwrap().same_bits(&x));
     }
 }

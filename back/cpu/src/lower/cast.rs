@@ -198,10 +198,15 @@ impl Fun<'_> {
         let k = |x: i64| int(Reg::I32, x, n);
         match from {
             DType::F32 | DType::F64 => return Ok(x.clone()),
-            DType::F16 => return Ok(self.conv("fpext", &Reg::F16.ty(n), x, &fty)),
+            DType::F16 if self.chip.has("f16c") => return Ok(self.conv("fpext", &Reg::F16.ty(n), x, &fty)),
             _ => {}
         }
-        let code = self.conv("zext", &Reg::of(from).ty(n), x, &ity);
+        let code = match from {
+            DType::F16 => self.conv("bitcast", &Reg::F16.ty(n), x, &Reg::I16.ty(n)),
+            _ => x.clone(),
+        };
+        let bits = if coded(from) { Reg::of(from) } else { Reg::I16 };
+        let code = self.conv("zext", &bits.ty(n), &code, &ity);
         if from == DType::BF16 {
             let bits = self.bin("shl", &ity, &code, &k(16));
             return Ok(self.conv("bitcast", &ity, &bits, &fty));
@@ -341,7 +346,7 @@ impl Fun<'_> {
                 let y = self.conv("fpext", &fty, x, &Reg::F64.ty(n));
                 return Ok(self.saturate(to, mode, n, &y));
             }
-            DType::F16 if near => {
+            DType::F16 if near && self.chip.has("f16c") => {
                 let y = self.conv("fptrunc", &fty, x, &Reg::F16.ty(n));
                 return Ok(self.saturate(to, mode, n, &y));
             }

@@ -97,8 +97,13 @@ impl Fun<'_> {
     }
 
     fn multiply_add(&mut self, dtype: DType, n: usize, a: &V, b: &V, c: &V, inst: &Inst) -> Result<V> {
-        if dtype.is_float() {
+        if dtype.is_float() && (self.chip.has("fma") || self.computes_in(dtype).is_some()) {
             return self.fma(dtype, n, a, b, c, inst.flags);
+        }
+        if dtype.is_float() {
+            let ty = Reg::of(dtype).ty(n);
+            let product = self.bin("fmul", &ty, a, b);
+            return Ok(self.bin("fadd", &ty, &product, c));
         }
         let ty = Reg::of(dtype).ty(n);
         let product = self.bin("mul", &ty, a, b);

@@ -33,7 +33,7 @@ use crate::plan::{Block, Plan, StepKind};
 use meta::{MetaAttrs, MetaGraph};
 
 /// The format version that this crate writes; it reads this one.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 const MAGIC: &[u8; 8] = b"TONGTU\r\n";
 const HEADER: usize = 128;

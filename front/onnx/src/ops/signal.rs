@@ -50,6 +50,44 @@ fn matrix(
     })?)
 }
 
+/// Cosines and sines `[i, k]` of `2 pi i k / length` for a length that is known when the model runs, with the factors of an inverse
+/// transform. Computed in f64: angles of long transforms need its digits.
+fn turns(
+    cx: &mut Ctx<'_, '_>,
+    dtype: DType,
+    length: &Dim,
+    dims: &[Dim; 2],
+    inverse: bool,
+    half: bool,
+) -> Result<(ValueId, ValueId)> {
+    let wide = DType::F64;
+    let (i, k) = (cx.b.iota(DType::I64, dims, 0)?, cx.b.iota(DType::I64, dims, 1)?);
+    let count = cx.b.dim_value(length.clone())?;
+    let turn = cx.b.mul(i, k)?;
+    let turn = cx.b.binary(Binary::Rem, turn, count)?;
+    let (turn, n) = (cx.b.convert(turn, wide)?, cx.b.convert(count, wide)?);
+    let turn = cx.b.div(turn, n)?;
+    let angle = cx.b.binary_const(Binary::Mul, turn, std::f64::consts::TAU)?;
+    let (mut c, mut s) = (cx.b.unary(Unary::Cos, angle)?, cx.b.unary(Unary::Sin, angle)?);
+    if inverse {
+        let one = cx.b.float(wide, 1.0)?;
+        let mut factor = cx.b.div(one, n)?;
+        if half {
+            // The spectrum of real numbers holds each frequency but the first and the middle one for two.
+            let first = cx.b.compare_const(Compare::Eq, i, 0.0)?;
+            let twice = cx.b.binary_const(Binary::Mul, i, 2.0)?;
+            let middle = cx.b.compare(Compare::Eq, twice, count)?;
+            let alone = cx.b.binary(Binary::Or, first, middle)?;
+            let double = cx.b.binary_const(Binary::Mul, factor, 2.0)?;
+            factor = cx.b.select(alone, factor, double)?;
+        }
+        c = cx.b.mul(c, factor)?;
+        s = cx.b.mul(s, factor)?;
+        s = cx.b.unary(Unary::Neg, s)?;
+    }
+    Ok((cx.b.convert(c, dtype)?, cx.b.convert(s, dtype)?))
+}
+
 /// Lengths that a transform may have.
 fn check_length(n: &NodeCtx<'_>, length: i64) -> Result<i64> {
     if (1..1 << 24).contains(&length) { Ok(length) } else { Err(n.bad(format!("a length of {length}"))) }
@@ -79,41 +117,49 @@ fn dft<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
         _ => return Err(n.bad("the last dim holds one or two parts of a number")),
     };
     let (inverse, half) = (n.flag("inverse", false)?, n.flag("onesided", false)?);
-    let length = match known_scalar(cx, n, 1, "a transform length")? {
-        Some(l) => l,
-        None => {
-            let l = dims[axis].as_const();
-            let l = l.ok_or_else(|| n.unsupported("a transform length that is not known"))?;
-            if inverse && half { 2 * (l - 1) } else { l }
-        }
+    let length = match n.has(1) {
+        true => match cx.contents(n, 1)?.as_slice() {
+            [l] => l.clone(),
+            other => return Err(n.bad(format!("a transform length of {} elements", other.len()))),
+        },
+        false if inverse && half => (&dims[axis] - 1) * 2,
+        false => dims[axis].clone(),
     };
-    let length = check_length(n, length)?;
+    if let Some(l) = length.as_const() {
+        check_length(n, l)?;
+    }
+    let bins = length.floordiv(&Dim::from(2)) + 1;
     let (from, to) = match (inverse, half) {
-        (true, true) => (length / 2 + 1, length),
-        (false, true) => (length, length / 2 + 1),
-        _ => (length, length),
+        (true, true) => (bins, length.clone()),
+        (false, true) => (length.clone(), bins),
+        _ => (length.clone(), length.clone()),
     };
     let d = cx.b.dtype(x);
     let acc = wide(d);
     let mut x = cx.b.convert(x, acc)?;
-    if dims[axis].as_const() != Some(from) {
+    if dims[axis] != from {
         let zero = cx.b.float(acc, 0.0)?;
         let low = vec![Dim::from(0); dims.len()];
         let mut high = low.clone();
-        high[axis] = Dim::from(from) - &dims[axis];
+        high[axis] = &from - &dims[axis];
         x = cx.b.pad(x, zero, &low, &high)?;
     }
-    // The spectrum of real numbers holds each frequency but the first and the middle one for two.
-    let factor = |i: i64, _: i64| match (inverse, half) {
-        (false, _) => 1.0,
-        (true, false) => 1.0 / length as f64,
-        (true, true) if i == 0 || 2 * i == length => 1.0 / length as f64,
-        (true, true) => 2.0 / length as f64,
+    let (c, s) = match (length.as_const(), from.as_const(), to.as_const()) {
+        (Some(length), Some(from), Some(to)) => {
+            // The spectrum of real numbers holds each frequency but the first and the middle one for two.
+            let factor = |i: i64, _: i64| match (inverse, half) {
+                (false, _) => 1.0,
+                (true, false) => 1.0 / length as f64,
+                (true, true) if i == 0 || 2 * i == length => 1.0 / length as f64,
+                (true, true) => 2.0 / length as f64,
+            };
+            let sign = if inverse { -1.0 } else { 1.0 };
+            let c = matrix(n, acc, length, from, to, f64::cos, factor)?;
+            let s = matrix(n, acc, length, from, to, |t| sign * t.sin(), factor)?;
+            (cx.b.constant(c)?, cx.b.constant(s)?)
+        }
+        _ => turns(cx, acc, &length, &[from, to], inverse, half)?,
     };
-    let sign = if inverse { -1.0 } else { 1.0 };
-    let c = matrix(n, acc, length, from, to, f64::cos, factor)?;
-    let s = matrix(n, acc, length, from, to, |t| sign * t.sin(), factor)?;
-    let (c, s) = (cx.b.constant(c)?, cx.b.constant(s)?);
     // The transformed dim comes last and goes back to its place.
     let mut back: Vec<usize> = (0..last - 1).collect();
     back.insert(axis, last - 1);
