@@ -60,6 +60,9 @@ pub enum Command {
     /// Runs tests named on standard input.
     #[command(hide = true)]
     ConformWorker(WorkerArgs),
+    /// Runs programs given on standard input.
+    #[command(hide = true)]
+    ConformKitWorker(KitWorkerArgs),
     /// Measures in a process of its own.
     #[command(hide = true)]
     BenchChild(BenchArgs),
@@ -278,6 +281,18 @@ pub struct ConformChipArgs {
     /// Only cases whose program's name contains this.
     #[arg(long)]
     pub filter: Option<String>,
+    /// Processes that compile and run at a time (0: as many as the machine has processors).
+    #[arg(long, default_value_t = 0)]
+    pub jobs: usize,
+    /// Seconds that a few programs may take before they are tried one by one, and then each of them.
+    #[arg(long, default_value_t = 120)]
+    pub timeout: u64,
+    /// In place of the kit so many random programs, until one is wrong; that one is made small.
+    #[arg(long, value_name = "PROGRAMS")]
+    pub random: Option<usize>,
+    /// Which sequence of random programs.
+    #[arg(long, default_value_t = 1, requires = "random")]
+    pub seed: u64,
     /// The list of what is expected not to pass, in place of the built-in one.
     #[arg(long)]
     pub list: Option<PathBuf>,
@@ -287,6 +302,14 @@ pub struct ConformChipArgs {
     /// Write the report as one page of HTML.
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
+}
+
+/// Arguments of a worker of `conform`.
+#[derive(Args, Debug)]
+pub struct KitWorkerArgs {
+    /// The chip.
+    #[arg(long, default_value = "host")]
+    pub chip: String,
 }
 
 /// Suites of tests.

@@ -1,16 +1,16 @@
 //! `tongtu conform`: suites of tests, run in processes of their own.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::io::{BufRead, BufReader, Write};
+use std::io::BufRead;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Mutex;
-use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tongtu::cache::Cache;
+use tongtu::conform::{Stopped, Worker, isolate};
 use tongtu::onnx::{FileKind, OnnxError};
 use tongtu::{Error, LoadOptions, Model, Options, Outputs, Session, Value};
 
@@ -187,6 +187,7 @@ pub fn worker(args: &WorkerArgs) -> Done {
         Some(_) => options,
         None => options.without_cache(),
     };
+    print(isolate::READY);
     for line in std::io::stdin().lock().lines() {
         let Ok(line) = line else { break };
         let start = Instant::now();
@@ -204,53 +205,23 @@ pub fn worker(args: &WorkerArgs) -> Done {
     Ok(0)
 }
 
-/// A worker process with its answers.
-struct Worker {
-    child: Child,
-    answers: Receiver<String>,
+/// Starts a process that runs tests.
+fn start(interpret: bool) -> Result<Worker, Fail> {
+    let program = std::env::current_exe().map_err(Error::io("tongtu"))?;
+    let mut command = Command::new(program);
+    command.arg("conform-worker");
+    if interpret {
+        command.arg("--interpret");
+    }
+    Ok(Worker::start(command, Duration::from_secs(60)).map_err(Error::io("tongtu"))?)
 }
 
-impl Worker {
-    fn start(interpret: bool) -> Result<Worker, Fail> {
-        let program = std::env::current_exe().map_err(Error::io("tongtu"))?;
-        let mut command = Command::new(program);
-        command.arg("conform-worker").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-        if interpret {
-            command.arg("--interpret");
-        }
-        let mut child = command.spawn().map_err(Error::io("tongtu"))?;
-        let (send, answers) = channel();
-        if let Some(out) = child.stdout.take() {
-            std::thread::spawn(move || {
-                for line in BufReader::new(out).lines().map_while(Result::ok) {
-                    if send.send(line).is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-        Ok(Worker { child, answers })
-    }
-
-    /// Runs a test; `None` if the process is of no use any more.
-    fn run(&mut self, dir: &Path, limit: Duration) -> Result<Outcome, Verdict> {
-        let line = format!("{}\n", dir.display());
-        let given = self.child.stdin.as_mut().map(|i| i.write_all(line.as_bytes()).and_then(|()| i.flush()));
-        if !matches!(given, Some(Ok(()))) {
-            return Err(Verdict::Crashed);
-        }
-        match self.answers.recv_timeout(limit) {
-            Ok(answer) => serde_json::from_str(&answer).map_err(|_| Verdict::Crashed),
-            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => Err(Verdict::Timeout),
-            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => Err(Verdict::Crashed),
-        }
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+/// Runs a test in a worker; what is wrong with the worker where it is of no use any more.
+fn ask(worker: &mut Worker, dir: &Path, limit: Duration) -> Result<Outcome, Verdict> {
+    match worker.ask(&format!("{}\n", dir.display()), limit) {
+        Ok(answer) => serde_json::from_str(&answer).map_err(|_| Verdict::Crashed),
+        Err(Stopped::Late) => Err(Verdict::Timeout),
+        Err(Stopped::Died) => Err(Verdict::Crashed),
     }
 }
 
@@ -304,10 +275,10 @@ pub fn onnx(args: &ConformArgs, as_json: bool) -> Done {
             let Some(test) = queue.lock().unwrap_or_else(hold).pop_front() else { return Ok(()) };
             let mut w = match worker.take() {
                 Some(w) => w,
-                None => Worker::start(args.interpret)?,
+                None => start(args.interpret)?,
             };
             let start = Instant::now();
-            let result = w.run(&args.dir.join(&test), Duration::from_secs(args.timeout));
+            let result = ask(&mut w, &args.dir.join(&test), Duration::from_secs(args.timeout));
             let outcome = match result {
                 Ok(o) => {
                     worker = Some(w);

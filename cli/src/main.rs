@@ -34,6 +34,7 @@ fn dispatch(cli: &Cli) -> Done {
             None => kit::chip(&c.chip, json),
         },
         Command::ConformWorker(a) => conform::worker(a),
+        Command::ConformKitWorker(a) => kit::worker(a),
         Command::Chips(a) => info::chips(a, json),
         Command::Devices => info::devices(json),
         Command::Doctor(a) => info::doctor(a, json),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tongtu_chip::Chip;
 use tongtu_plan::backend::{self, CompileError, Compiler, Support};
 use tongtu_tensor::scalar::{Binary, Unary};
-use tongtu_tensor::{Combiner, DType, Rounding};
+use tongtu_tensor::{Combiner, DType};
 use tongtu_tile::{Kernel, Module, Op, Ty};
 
 /// The back end's name, which its artifacts carry.
@@ -145,9 +145,8 @@ impl Compiler for CpuCompiler {
     }
 
     fn supports(&self, op: &Op, operands: &[Ty], results: &[Ty], chip: &Chip) -> Support {
-        let no = |why: &str| Support::No(why.to_string());
         if chip.kind != tongtu_chip::Kind::Cpu {
-            return no("the chip is not a CPU");
+            return Support::No("the chip is not a CPU".to_string());
         }
         let computed = !matches!(
             op,
@@ -171,10 +170,12 @@ impl Compiler for CpuCompiler {
                 | Op::TakeAlong { .. }
                 | Op::Full { .. }
                 | Op::BufferLen {}
+                | Op::AtomicCas { .. }
+                | Op::AtomicRmw { combiner: Combiner::Replace, .. }
         );
         let made = matches!(op, Op::Cast { to: DType::HiF8, .. });
         if made || computed && operands.iter().chain(results).any(|t| t.dtype() == DType::HiF8) {
-            return no("hif8 has no arithmetic or conversion on CPUs");
+            return Support::Emulated("narrow floats");
         }
         let first = operands.first().map_or(DType::Bool, Ty::dtype);
         match op {
@@ -196,26 +197,6 @@ impl Compiler for CpuCompiler {
                 _ => Support::Emulated("double precision"),
             },
             Op::MmaScaled {} => Support::Emulated("scales"),
-            Op::Cast { to, mode } if mode.rounding != Rounding::NearestEven => {
-                let wide = first.is_int() && first.bits() >= 32 && matches!(to, DType::F32 | DType::F64);
-                if wide && (first.bits() == 64 || *to == DType::F32) {
-                    no("this conversion with directed rounding")
-                } else {
-                    Support::Native
-                }
-            }
-            Op::AtomicReduce { combiner, .. } | Op::AtomicRmw { combiner, .. } => {
-                if first.bits() < 8 {
-                    no("elements of less than a byte have no atomic access")
-                } else if *combiner == Combiner::Mul {
-                    no("no atomic product")
-                } else {
-                    Support::Native
-                }
-            }
-            Op::AtomicCas { .. } if first.bits() < 8 => {
-                no("elements of less than a byte have no atomic access")
-            }
             _ => Support::Native,
         }
     }

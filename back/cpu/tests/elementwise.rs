@@ -8,7 +8,7 @@ use common::{Near, chips, differences, samples};
 use tongtu_cpu::CpuCompiler;
 use tongtu_plan::backend::{Compiler, Support};
 use tongtu_tensor::scalar::{Binary, Compare, Unary};
-use tongtu_tensor::{CastMode, DType, Overflow, Rounding};
+use tongtu_tensor::{CastMode, DType, Rounding};
 use tongtu_tile::{Access, Kernel, KernelBuilder, Op, TileError, TileMap, Ty, Val};
 
 /// A kernel that applies `f` to tiles of each type in turn, `n` elements an instance.
@@ -154,18 +154,11 @@ fn casts() {
     const N: usize = 16;
     const LEN: usize = N * 32;
     let mut wrong = Vec::new();
-    let modes = [
-        (Overflow::Format, Rounding::NearestEven),
-        (Overflow::Saturate, Rounding::NearestEven),
-        (Overflow::Format, Rounding::TowardZero),
-        (Overflow::Saturate, Rounding::Up),
-        (Overflow::Format, Rounding::Down),
-    ];
     let mut done = 0;
     for &from in DType::ALL {
         for &to in DType::ALL {
-            for (overflow, rounding) in modes {
-                let mode = CastMode { overflow, rounding };
+            for mode in CastMode::all() {
+                let CastMode { overflow, rounding } = mode;
                 let op = Op::Cast { to, mode };
                 if !supported(&op, &[from], to, N) {
                     continue;

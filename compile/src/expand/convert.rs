@@ -30,10 +30,11 @@ impl Emit<'_> {
         }
         match (from.is_float(), to.is_float()) {
             (true, _) if from.bits() < 32 => {
-                let wide = self.decode(x)?;
                 if to != DType::F32 {
+                    let wide = self.cast(x, DType::F32);
                     return Some(self.op(Op::Cast { to, mode }, &[wide]));
                 }
+                let wide = self.decode(x)?;
                 let infinite = from.float_format().is_some_and(|f| f.has_inf);
                 if mode.overflow == Overflow::Format || !infinite {
                     return Some(wide);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tongtu_tensor::scalar::{Binary, Compare, Unary};
 use tongtu_tensor::{CastMode, Combiner, DType, Num, Overflow};
 use tongtu_tile::infer::infer;
-use tongtu_tile::{Block, Flags, Inst, Op, Ty, Val};
+use tongtu_tile::{Block, Flags, Inst, Op, Ordering, Ty, Val};
 
 use super::Native;
 
@@ -89,6 +89,10 @@ impl<'a> Emit<'a> {
         }
         let shape = match operands.first().map(|&v| self.ty(v)) {
             Some(Ty::Tile { shape, .. }) => shape.clone(),
+            Some(Ty::Buffer { .. }) => match operands.get(1).map(|&v| self.ty(v)) {
+                Some(Ty::Tile { shape, .. }) => shape.clone(),
+                _ => return None,
+            },
             _ => return None,
         };
         let outer = std::mem::replace(&mut self.shape, shape);
@@ -110,6 +114,16 @@ impl<'a> Emit<'a> {
             (Op::Mma {}, [acc, a, b]) => one(self.mma_in_f32(*acc, *a, *b)),
             (Op::MmaScaled {}, [acc, a, s, b, u]) => one(self.mma_scaled(*acc, [*a, *s], [*b, *u])),
             (Op::Reduce { .. } | Op::Scan { .. }, [x]) => one(self.combine_in_f32(op, *x)),
+            (Op::Reduce { .. } | Op::Scan { .. }, [x, i]) => self.pair_in_f32(op, *x, *i),
+            (Op::AtomicReduce { combiner, scope, .. }, [buffer, at, x, mask @ ..]) => {
+                let (c, mask) = (combiner.binary()?, mask.first().copied());
+                self.swap_until_alone([*buffer, *at, *x], mask, c, (Ordering::Relaxed, *scope))
+                    .map(|_| vec![])
+            }
+            (Op::AtomicRmw { combiner, ordering, scope, .. }, [buffer, at, x, mask @ ..]) => {
+                let (c, mask) = (combiner.binary()?, mask.first().copied());
+                one(self.swap_until_alone([*buffer, *at, *x], mask, c, (*ordering, *scope)))
+            }
             _ => None,
         }
     }
@@ -151,6 +165,14 @@ impl<'a> Emit<'a> {
         let result = self.value(ty.unwrap_or_else(|| Ty::scalar(DType::Bool)));
         self.push(op, operands.to_vec(), vec![result], Vec::new());
         result
+    }
+
+    /// One instruction as it is, with all its results.
+    pub fn plain(&mut self, op: Op, operands: &[Val]) -> Option<Vec<Val>> {
+        let tys: Vec<&Ty> = operands.iter().map(|&v| &self.types[v.index()]).collect();
+        let results: Vec<Val> = infer(&op, &tys).ok()?.into_iter().map(|t| self.value(t)).collect();
+        self.push(op, operands.to_vec(), results.clone(), Vec::new());
+        Some(results)
     }
 
     fn value(&mut self, ty: Ty) -> Val {

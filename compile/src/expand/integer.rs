@@ -262,6 +262,17 @@ impl Emit<'_> {
         Some(self.cast(r, t))
     }
 
+    /// A reduction or scan of pairs whose values are narrow floats: compared in f32, which holds them exactly.
+    pub(super) fn pair_in_f32(&mut self, op: &Op, x: Val, i: Val) -> Option<Vec<Val>> {
+        let d = self.dtype(x);
+        if !d.is_float() || d.bits() >= 32 {
+            return None;
+        }
+        let wide = self.cast(x, DType::F32);
+        let results = self.plain(op.clone(), &[wide, i])?;
+        Some(vec![self.cast(results[0], d), results[1]])
+    }
+
     /// A reduction or scan of a narrow type in a wider one.
     pub(super) fn combine_in_f32(&mut self, op: &Op, x: Val) -> Option<Val> {
         let d = self.dtype(x);

@@ -7,6 +7,7 @@
 //! Errors stay within the numeric class of each operation. With [`approx`](tongtu_tile::Flags::approx) set, exp takes a shorter form
 //! that flushes subnormal results.
 
+mod atomics;
 // Generated: the constants stand beside the others of their kind.
 #[allow(clippy::approx_constant, clippy::excessive_precision)]
 mod coefficients;

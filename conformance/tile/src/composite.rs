@@ -21,9 +21,13 @@ pub fn programs() -> Vec<Program> {
         softmax(13, 37),
         softmax(3, 64),
         layer_norm(7, 50),
-        matmul(17, 23, 19),
-        matmul(32, 64, 48),
-        attention(9, 24, 16),
+        matmul([17, 23, 19], [16, 8, 16]),
+        matmul([32, 64, 48], [16, 8, 16]),
+        attention([9, 24, 16], [4, 8]),
+        // Tiles chosen for a larger machine than any CPU is.
+        softmax(2, 2000),
+        matmul([70, 40, 66], [64, 32, 64]),
+        attention([40, 64, 32], [32, 64]),
         convolution(),
         block_scaled(DType::F8E4M3FN),
         block_scaled(DType::F4E2M1),
@@ -63,19 +67,20 @@ fn softmax(rows: usize, columns: usize) -> Built {
     let ys = p.output("rows", F32, rows * columns);
     let (from, to) =
         (p.view(xs, &[rows as i64, columns as i64])?, p.view(ys, &[rows as i64, columns as i64])?);
+    let wide = columns.next_multiple_of(64);
     let b = &mut p.b;
     let row = b.program_id(0)?;
     let zero = b.int(0);
-    let map = TileMap::along(&[1, 64], &[0, 1]);
+    let map = TileMap::along(&[1, wide], &[0, 1]);
     let t = b.load(from, &[row, zero], map.clone(), &[true, false], Num::Float(f64::NEG_INFINITY))?;
     let most = b.reduce(Combiner::Max, t, &[1])?;
     let most = b.reshape(most, &[1, 1])?;
-    let most = b.broadcast(most, &[1, 64])?;
+    let most = b.broadcast(most, &[1, wide])?;
     let t = b.sub(t, most)?;
     let e = b.unary(Unary::Exp, t)?;
     let sum = b.reduce(Combiner::Add, e, &[1])?;
     let sum = b.reshape(sum, &[1, 1])?;
-    let sum = b.broadcast(sum, &[1, 64])?;
+    let sum = b.broadcast(sum, &[1, wide])?;
     let r = b.div(e, sum)?;
     b.store(to, r, &[row, zero], map, &[true, false])?;
     let mut want = Vec::new();
@@ -130,9 +135,9 @@ fn layer_norm(rows: usize, columns: usize) -> Built {
     Ok(expecting(p.finish([rows as i64, 1, 1]), &want, |i| bound * (4.0 + want[i].abs())))
 }
 
-/// Blocks of 16 by 16 over edges that do not divide, with bias and GELU.
-fn matmul(m: usize, k: usize, n: usize) -> Built {
-    let mut p = Draft::new(&format!("program/matmul-{m}x{k}x{n}"));
+/// Blocks over edges that they do not divide, with bias and GELU; `tile` is of rows, of the summed dim, of columns.
+fn matmul([m, k, n]: [usize; 3], [tm, tk, tn]: [usize; 3]) -> Built {
+    let mut p = Draft::new(&format!("program/matmul-{m}x{k}x{n}-{tm}x{tk}x{tn}"));
     let (a_codes, a) = ordinary(F32, m * k, 5);
     let (b_codes, w) = ordinary(F32, k * n, 6);
     let (bias_codes, bias) = ordinary(F32, n, 7);
@@ -145,27 +150,27 @@ fn matmul(m: usize, k: usize, n: usize) -> Built {
     let end = p.scalar(k as i64);
     let b = &mut p.b;
     let (row, column) = (b.program_id(0)?, b.program_id(1)?);
-    let (row, column) = (b.mul_int(row, 16)?, b.mul_int(column, 16)?);
-    let (zero, step) = (b.int(0), b.int(8));
-    let acc = b.splat(F32, &[16, 16], 0.0)?;
+    let (row, column) = (b.mul_int(row, tm as i64)?, b.mul_int(column, tn as i64)?);
+    let (zero, step) = (b.int(0), b.int(tk as i64));
+    let acc = b.splat(F32, &[tm, tn], 0.0)?;
     let none = Num::Float(0.0);
     let acc = b.for_loop(zero, end, step, &[acc], |b, i, v| {
-        let x = b.load(from, &[row, i], TileMap::along(&[16, 8], &[0, 1]), &[false, false], none)?;
-        let y = b.load(weights, &[i, column], TileMap::along(&[8, 16], &[0, 1]), &[false, false], none)?;
+        let x = b.load(from, &[row, i], TileMap::along(&[tm, tk], &[0, 1]), &[false, false], none)?;
+        let y = b.load(weights, &[i, column], TileMap::along(&[tk, tn], &[0, 1]), &[false, false], none)?;
         Ok(vec![b.mma(v[0], x, y)?])
     })?[0];
-    let t = b.load(biases, &[column], TileMap::along(&[16], &[0]), &[false], none)?;
-    let t = b.broadcast(t, &[16, 16])?;
+    let t = b.load(biases, &[column], TileMap::along(&[tn], &[0]), &[false], none)?;
+    let t = b.broadcast(t, &[tm, tn])?;
     let x = b.add(acc, t)?;
-    let c = b.splat(F32, &[16, 16], std::f64::consts::FRAC_1_SQRT_2)?;
+    let c = b.splat(F32, &[tm, tn], std::f64::consts::FRAC_1_SQRT_2)?;
     let e = b.mul(x, c)?;
     let e = b.unary(Unary::Erf, e)?;
-    let one = b.splat(F32, &[16, 16], 1.0)?;
+    let one = b.splat(F32, &[tm, tn], 1.0)?;
     let e = b.add(e, one)?;
-    let half = b.splat(F32, &[16, 16], 0.5)?;
+    let half = b.splat(F32, &[tm, tn], 0.5)?;
     let x = b.mul(x, half)?;
     let x = b.mul(x, e)?;
-    b.store(to, x, &[row, column], TileMap::along(&[16, 16], &[0, 1]), &[false, false])?;
+    b.store(to, x, &[row, column], TileMap::along(&[tm, tn], &[0, 1]), &[false, false])?;
     let (mut want, mut size) = (Vec::new(), Vec::new());
     for i in 0..m {
         for j in 0..n {
@@ -177,7 +182,7 @@ fn matmul(m: usize, k: usize, n: usize) -> Built {
     }
     // GELU's slope stays below 1.2.
     let u = half_unit(F32);
-    let grid = [m.div_ceil(16) as i64, n.div_ceil(16) as i64, 1];
+    let grid = [m.div_ceil(tm) as i64, n.div_ceil(tn) as i64, 1];
     Ok(expecting(p.finish(grid), &want, |i| 1.2 * (k as f64 + 2.0) * u * size[i] + 16.0 * u * size[i]))
 }
 
@@ -200,8 +205,8 @@ fn erf(x: f64) -> f64 {
 }
 
 /// Attention without the matrix of weights: running maximum, running sum, rescaled result.
-fn attention(queries: usize, keys: usize, width: usize) -> Built {
-    let mut p = Draft::new("program/flash-attention");
+fn attention([queries, keys, width]: [usize; 3], [rows, block]: [usize; 2]) -> Built {
+    let mut p = Draft::new(&format!("program/flash-attention-{queries}x{keys}x{width}-{rows}x{block}"));
     let (q_codes, q) = ordinary(F32, queries * width, 8);
     let (k_codes, k) = ordinary(F32, keys * width, 9);
     let (v_codes, v) = ordinary(F32, keys * width, 10);
@@ -212,7 +217,6 @@ fn attention(queries: usize, keys: usize, width: usize) -> Built {
     let (key, value) = (p.view(ks, &[nk, w])?, p.view(vs, &[nk, w])?);
     let end = p.scalar(nk);
     let b = &mut p.b;
-    let (rows, block) = (4, 8);
     let at = b.program_id(0)?;
     let at = b.mul_int(at, rows as i64)?;
     let (zero, step) = (b.int(0), b.int(block as i64));

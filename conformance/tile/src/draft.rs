@@ -1,5 +1,6 @@
 //! Writing programs.
 
+use tongtu_tensor::scalar::ulp;
 use tongtu_tensor::{DType, Num};
 use tongtu_tile::check::{self, check};
 use tongtu_tile::interp::BufferData;
@@ -12,12 +13,20 @@ pub(crate) fn untouched(d: DType, n: usize) -> BufferData {
     BufferData { dtype: d, codes: vec![crate::values::code(d, 1.0); n] }
 }
 
+/// What the elements of an output may be off.
+enum Bound {
+    /// Each its own; nothing beyond the end.
+    Each(Vec<f64>),
+    /// So many units in the last place.
+    Ulps(f64),
+}
+
 /// A program being written: a builder with data for its buffers.
 pub(crate) struct Draft {
     pub b: KernelBuilder,
     name: String,
     buffers: Vec<BufferData>,
-    outputs: Vec<(usize, String, Vec<f64>)>,
+    outputs: Vec<(usize, String, Bound)>,
     pub scalars: Vec<(DType, Num)>,
 }
 
@@ -35,7 +44,7 @@ impl Draft {
 
     /// A buffer that is checked; `what` ends the case's name.
     pub fn output(&mut self, what: &str, d: DType, n: usize) -> Val {
-        self.outputs.push((self.buffers.len(), format!("{}/{what}", self.name), Vec::new()));
+        self.outputs.push((self.buffers.len(), format!("{}/{what}", self.name), Bound::Each(Vec::new())));
         let name = format!("y{}", self.buffers.len());
         self.buffers.push(untouched(d, n));
         self.b.buffer(&name, d, Access::ReadWrite)
@@ -49,7 +58,14 @@ impl Draft {
     /// What the elements of the newest output may be off.
     pub fn within(&mut self, err: Vec<f64>) {
         if let Some(o) = self.outputs.last_mut() {
-            o.2 = err;
+            o.2 = Bound::Each(err);
+        }
+    }
+
+    /// That they may be off so many units in the last place.
+    pub fn within_ulps(&mut self, ulps: f64) {
+        if let Some(o) = self.outputs.last_mut() {
+            o.2 = Bound::Ulps(ulps);
         }
     }
 
@@ -100,10 +116,17 @@ impl Draft {
         let checks = self
             .outputs
             .into_iter()
-            .map(|(buffer, case, err)| {
+            .map(|(buffer, case, bound)| {
+                let d = after[buffer].dtype;
+                let err = |i: usize, code: u64| match &bound {
+                    Bound::Each(err) => err.get(i).copied().unwrap_or(0.0),
+                    Bound::Ulps(n) => match d.decode(code).to_f64() {
+                        x if x.is_finite() => n * ulp(d, x),
+                        _ => 0.0,
+                    },
+                };
                 let codes = after[buffer].codes.iter().enumerate();
-                let want =
-                    codes.map(|(i, &code)| Want { code, err: err.get(i).copied().unwrap_or(0.0) }).collect();
+                let want = codes.map(|(i, &code)| Want { code, err: err(i, code) }).collect();
                 Check { case, buffer, first: 0, want }
             })
             .collect();

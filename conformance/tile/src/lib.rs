@@ -6,12 +6,13 @@
 //! Expected values come from tables that mpmath, NumPy and ml_dtypes made, from plain `f64` arithmetic, or from the reference
 //! interpreter in its checked mode, each with the bound that the instruction's numeric class allows.
 //!
-//! [`run()`] gives the verdict of a chip on every case, [`report`] shows them and holds them against the list of what is expected not
+//! [`run()`], and [`isolate::run`] in processes of their own, give the verdict of a chip on every case, [`report`] shows them and holds them against the list of what is expected not
 //! to pass.
 #![forbid(unsafe_code)]
 
 pub mod composite;
 mod draft;
+pub mod isolate;
 pub mod random;
 pub mod report;
 pub mod run;
@@ -25,7 +26,7 @@ use tongtu_tile::Kernel;
 use tongtu_tile::interp::BufferData;
 
 pub use report::{Expected, Report};
-pub use run::{Outcome, Verdict, run};
+pub use run::{Outcome, Ran, Target, Verdict, run};
 
 /// An element that is expected.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -86,13 +87,15 @@ impl Program {
         &self.kernel.name
     }
 
-    /// The first element of each check that is not as wanted.
-    pub fn compare(&self, after: &[BufferData]) -> Vec<Option<String>> {
+    /// The first element of each check that is not as wanted; `after` are the codes of all buffers.
+    pub fn compare(&self, after: &[Vec<u64>]) -> Vec<Option<String>> {
         let one = |c: &Check| {
-            let b = &after[c.buffer];
-            let wrong = c.want.iter().enumerate().find(|(i, w)| !w.admits(b.dtype, b.codes[c.first + i]));
+            let d = self.buffers[c.buffer].dtype;
+            let have = |i: usize| after.get(c.buffer).and_then(|b| b.get(c.first + i)).copied();
+            let right = |i: usize, w: &Want| have(i).is_some_and(|code| w.admits(d, code));
+            let wrong = c.want.iter().enumerate().find(|(i, w)| !right(*i, w));
             wrong.map(|(i, w)| {
-                let (got, d) = (b.codes[c.first + i], b.dtype);
+                let Some(got) = have(i) else { return format!("element {i} is not there") };
                 let within = if w.err > 0.0 { format!(" within {:e}", w.err) } else { String::new() };
                 format!(
                     "element {i} of {} {d} is {} ({got:#x}), {} ({:#x}){within} is wanted",

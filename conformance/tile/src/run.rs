@@ -9,10 +9,9 @@ use tongtu_chip::Chip;
 use tongtu_compile::{expand, split};
 use tongtu_plan::backend::{Artifact, CompileError, Compiler, Device, Event, LaunchArg, Mem, Support};
 use tongtu_tensor::{DType, Overflow, Tensor};
-use tongtu_tile::interp::BufferData;
 use tongtu_tile::{Block, Kernel, Module, ParamKind, Ty, verify};
 
-use crate::Program;
+use crate::{Check, Program};
 
 /// How a case went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -89,32 +88,63 @@ fn supported(k: &Kernel, block: &Block, compiler: &dyn Compiler, chip: &Chip) ->
     Ok(())
 }
 
-/// A program with its kernel in an artifact, or why there is none.
-type Ready<'a> = (&'a Program, Result<(usize, usize), Refused>);
-
-enum Refused {
-    Lacks(String),
-    Broken(String),
+/// A chip with what compiles for it and, where there is one, what runs it.
+#[derive(Clone, Copy)]
+pub struct Target<'a> {
+    /// The chip.
+    pub chip: &'a Chip,
+    /// What compiles for it.
+    pub compiler: &'a dyn Compiler,
+    /// What runs it; without one it is only compiled for.
+    pub device: Option<&'a dyn Device>,
 }
 
-/// Runs programs on a chip, several threads compiling. Without a device it only compiles.
-pub fn run(
-    programs: &[Program],
-    compiler: &dyn Compiler,
-    chip: &Chip,
-    device: Option<&dyn Device>,
-    threads: usize,
-) -> Vec<Outcome> {
+/// What became of a launch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ran {
+    /// It ran: the codes that its buffers hold after.
+    After(Vec<Vec<u64>>),
+    /// It compiles; there is no device to run it on.
+    Compiled,
+    /// The chip, or what compiles for it, lacks something.
+    Lacks(String),
+    /// It did not compile although nothing is lacking, or did not run.
+    Failed(String),
+}
+
+/// The verdicts on a program's cases.
+pub fn outcomes(p: &Program, ran: &Ran) -> Vec<Outcome> {
+    let extensions: Vec<String> = p.kernel.extensions().iter().map(|e| e.name().to_string()).collect();
+    let all = |why: &str| vec![Some(why.to_string()); p.checks.len()];
+    let (verdict, details) = match ran {
+        Ran::After(after) => (Verdict::Pass, p.compare(after)),
+        Ran::Compiled => (Verdict::Compiled, vec![None; p.checks.len()]),
+        Ran::Lacks(why) => (Verdict::Unsupported, all(why)),
+        Ran::Failed(why) => (Verdict::Fail, all(why)),
+    };
+    let one = |(c, detail): (&Check, Option<String>)| Outcome {
+        case: c.case.clone(),
+        verdict: if verdict == Verdict::Pass && detail.is_some() { Verdict::Fail } else { verdict },
+        detail: detail.unwrap_or_default(),
+        extensions: extensions.clone(),
+    };
+    p.checks.iter().zip(details).map(one).collect()
+}
+
+/// Runs programs in this process, several threads compiling. A kernel that hangs or crashes takes the process with it; see
+/// [`isolate`](crate::isolate).
+pub fn run(programs: &[Program], target: Target<'_>, threads: usize) -> Vec<Outcome> {
     let next = AtomicUsize::new(0);
     let batches: Vec<&[Program]> = programs.chunks(BATCH).collect();
-    let done: Mutex<Vec<(usize, Vec<Outcome>)>> = Mutex::new(Vec::new());
+    let done: Mutex<Vec<(usize, Vec<Ran>)>> = Mutex::new(Vec::new());
     let work = || {
         while let Some((i, batch)) = {
             let i = next.fetch_add(1, Ordering::Relaxed);
             batches.get(i).map(|b| (i, *b))
         } {
-            let outcomes = run_batch(batch, compiler, chip, device);
-            done.lock().unwrap_or_else(PoisonError::into_inner).push((i, outcomes));
+            let ran = run_batch(batch, target);
+            done.lock().unwrap_or_else(PoisonError::into_inner).push((i, ran));
         }
     };
     std::thread::scope(|scope| {
@@ -122,30 +152,28 @@ pub fn run(
     });
     let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     done.sort_by_key(|d| d.0);
-    done.into_iter().flat_map(|d| d.1).collect()
+    let ran = done.into_iter().flat_map(|d| d.1);
+    programs.iter().zip(ran).flat_map(|(p, r)| outcomes(p, &r)).collect()
 }
 
-fn run_batch(
-    batch: &[Program],
-    compiler: &dyn Compiler,
-    chip: &Chip,
-    device: Option<&dyn Device>,
-) -> Vec<Outcome> {
+/// Runs programs whose kernels are compiled as one module.
+pub fn run_batch(batch: &[Program], Target { chip, compiler, device }: Target<'_>) -> Vec<Ran> {
     let mut artifacts: Vec<Artifact> = Vec::new();
-    let mut ready: Vec<Ready> = Vec::new();
     let mut module = Module::default();
+    // The place of each kernel: an artifact's number and an entry of it.
+    let mut places: Vec<Result<(usize, usize), Ran>> = Vec::new();
     for p in batch {
-        let place = prepare(&p.kernel, compiler, chip).map_err(Refused::Lacks).map(|k| {
+        let place = prepare(&p.kernel, compiler, chip).map_err(Ran::Lacks).map(|k| {
             module.kernels.push(k);
             (0, module.kernels.len() - 1)
         });
-        ready.push((p, place));
+        places.push(place);
     }
     match compiler.compile(&module, chip) {
         Ok(a) => artifacts.push(a),
         // One at a time, to tell which it is.
         Err(_) => {
-            for (_, place) in ready.iter_mut() {
+            for place in places.iter_mut() {
                 let Ok((_, entry)) = *place else { continue };
                 let one = Module { kernels: vec![module.kernels[entry].clone()] };
                 *place = match compiler.compile(&one, chip) {
@@ -154,55 +182,36 @@ fn run_batch(
                         Ok((artifacts.len() - 1, 0))
                     }
                     Err(e @ (CompileError::Unsupported { .. } | CompileError::Toolchain { .. })) => {
-                        Err(Refused::Lacks(e.to_string()))
+                        Err(Ran::Lacks(e.to_string()))
                     }
-                    Err(e) => Err(Refused::Broken(e.to_string())),
+                    Err(e) => Err(Ran::Failed(e.to_string())),
                 };
             }
         }
     }
-    let modules: Vec<Result<u64, String>> = match device {
-        Some(device) => artifacts.iter().map(|a| device.load(a).map_err(|e| e.to_string())).collect(),
-        None => Vec::new(),
+    let Some(device) = device else {
+        return places.into_iter().map(|p| p.err().unwrap_or(Ran::Compiled)).collect();
     };
-    let mut out = Vec::new();
-    for (p, place) in ready {
-        let needs: Vec<String> = p.kernel.extensions().iter().map(|e| e.name().to_string()).collect();
-        let mut say = |verdict: Verdict, detail: &[Option<String>]| {
-            for (i, c) in p.checks.iter().enumerate() {
-                let detail = detail.get(i).cloned().flatten();
-                let verdict =
-                    if verdict == Verdict::Pass && detail.is_some() { Verdict::Fail } else { verdict };
-                let (case, extensions) = (c.case.clone(), needs.clone());
-                out.push(Outcome { case, verdict, detail: detail.unwrap_or_default(), extensions });
-            }
+    let modules: Vec<Result<u64, String>> =
+        artifacts.iter().map(|a| device.load(a).map_err(|e| e.to_string())).collect();
+    let one = |(p, place): (&Program, Result<(usize, usize), Ran>)| {
+        let (artifact, entry) = match place {
+            Ok(place) => place,
+            Err(ran) => return ran,
         };
-        let all = |why: String| vec![Some(why); p.checks.len()];
-        match (place, device) {
-            (Err(Refused::Lacks(why)), _) => say(Verdict::Unsupported, &all(why)),
-            (Err(Refused::Broken(why)), _) => say(Verdict::Fail, &all(why)),
-            (Ok(_), None) => say(Verdict::Compiled, &[]),
-            (Ok((artifact, entry)), Some(device)) => {
-                match modules[artifact].clone().and_then(|m| launch(p, device, m, entry)) {
-                    Ok(after) => say(Verdict::Pass, &p.compare(&after)),
-                    Err(why) => say(Verdict::Fail, &all(why)),
-                }
-            }
+        match modules[artifact].clone().and_then(|m| launch(p, device, m, entry)) {
+            Ok(after) => Ran::After(after),
+            Err(why) => Ran::Failed(why),
         }
-    }
-    out
+    };
+    batch.iter().zip(places).map(one).collect()
 }
 
-/// Runs a program on a device; gives what its buffers hold then.
+/// Runs a program on a device; gives the codes that its buffers hold then.
 ///
 /// # Errors
 /// What the device says.
-pub fn launch(
-    p: &Program,
-    device: &dyn Device,
-    module: u64,
-    entry: usize,
-) -> Result<Vec<BufferData>, String> {
+pub fn launch(p: &Program, device: &dyn Device, module: u64, entry: usize) -> Result<Vec<Vec<u64>>, String> {
     let mut held = Vec::new();
     let outcome = (|| {
         let mut args = Vec::new();
@@ -241,7 +250,7 @@ pub fn launch(
     outcome
 }
 
-fn read(device: &dyn Device, d: DType, len: usize, mem: Mem) -> Result<BufferData, String> {
+fn read(device: &dyn Device, d: DType, len: usize, mem: Mem) -> Result<Vec<u64>, String> {
     let mut bytes = vec![0u8; d.bytes_for(len).unwrap_or(0)];
     if !bytes.is_empty() {
         let host = Mem { address: bytes.as_mut_ptr() as u64, bytes: bytes.len() as u64 };
@@ -251,7 +260,7 @@ fn read(device: &dyn Device, d: DType, len: usize, mem: Mem) -> Result<BufferDat
         device.wait(event).map_err(|e| e.to_string())?;
     }
     let t = Tensor::from_bytes(d, &[len], bytes).map_err(|e| e.to_string())?;
-    Ok(BufferData::from_tensor(&t))
+    Ok(t.codes().collect())
 }
 
 /// The extensions all of whose cases pass, of those that a case needs.

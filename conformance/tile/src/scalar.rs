@@ -360,20 +360,13 @@ fn converted(from: DType, to: DType) -> Vec<(Vec<u64>, Want)> {
 
 fn conversions(from: DType, to: DType) -> Vec<Program> {
     let class = NumericClass::Exact;
-    let modes = [
-        (Overflow::Format, Rounding::NearestEven),
-        (Overflow::Saturate, Rounding::NearestEven),
-        (Overflow::Format, Rounding::TowardZero),
-        (Overflow::Saturate, Rounding::Up),
-        (Overflow::Format, Rounding::Down),
-    ];
     let mut out = Vec::new();
-    for (overflow, rounding) in modes {
+    for mode in CastMode::all() {
+        let CastMode { overflow, rounding } = mode;
         // Directed rounding concerns floats from what they may not hold.
         if rounding != Rounding::NearestEven && (!to.is_float() || from.bits() <= 8) {
             continue;
         }
-        let mode = CastMode { overflow, rounding };
         let plain = mode == CastMode::default();
         let way = if plain { String::new() } else { format!("-{}-{}", overflow.name(), rounding.name()) };
         let rows = Rows {

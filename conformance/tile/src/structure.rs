@@ -27,21 +27,6 @@ pub(crate) fn sum_bound(d: DType, n: usize, size: f64) -> f64 {
     if nu < 0.5 { 2.0 * nu * size / (1.0 - nu) } else { f64::INFINITY }
 }
 
-const INTEGERS: [DType; 12] = [
-    DType::I2,
-    DType::I4,
-    DType::I8,
-    DType::I16,
-    DType::I32,
-    DType::I64,
-    DType::U2,
-    DType::U4,
-    DType::U8,
-    DType::U16,
-    DType::U32,
-    DType::U64,
-];
-
 /// The programs of all these instructions. One that a rule of the instruction set forbids for a type is no case.
 pub fn programs() -> Vec<Program> {
     let mut out = Vec::new();
@@ -65,7 +50,7 @@ pub fn programs() -> Vec<Program> {
         }
         out.extend(atomic_cas(d).ok());
     }
-    out.extend(INTEGERS.iter().filter_map(|&d| iota(d).ok()));
+    out.extend(DType::ALL.iter().filter(|d| d.is_int()).filter_map(|&d| iota(d).ok()));
     out.extend(grid().ok());
     out.extend(lengths().ok());
     out.extend(products());
@@ -229,6 +214,31 @@ fn regrouped(c: Combiner, d: DType, groups: &[Vec<u64>]) -> Vec<f64> {
     groups.iter().map(one).collect()
 }
 
+/// A reduction or scan of a tile of these values, or of their pairs with indices of a type.
+fn combined_rows(
+    p: &mut Draft,
+    (c, d, index): (Combiner, DType, DType),
+    op: Op,
+    shape: &[usize],
+    codes: Vec<u64>,
+    groups: &[Vec<u64>],
+    what: &str,
+) -> Result<(), TileError> {
+    let x = p.input(d, codes);
+    let x = p.load(x, shape)?;
+    if c.arity() == 2 {
+        let i = p.b.iota(index, &[count(shape)], 0)?;
+        let i = p.b.reshape(i, shape)?;
+        let r = p.b.add_inst(op, &[x, i])?;
+        p.store(&format!("{what}-value"), r[0])?;
+        return p.store(&format!("{what}-index"), r[1]);
+    }
+    let r = p.b.add_inst(op, &[x])?;
+    p.store(what, r[0])?;
+    p.within(regrouped(c, d, groups));
+    Ok(())
+}
+
 fn reduce(c: Combiner, d: DType) -> Built {
     let mut p = Draft::new(&format!("reduce-{}/{d}", c.name()));
     let list: [(&[usize], &[usize]); 7] = [
@@ -252,21 +262,9 @@ fn reduce(c: Combiner, d: DType) -> Built {
                 let to = keep.iter().fold(0, |t, &k| t * shape[k] + at[shape.len() - 1 - k]);
                 groups[to].push(x);
             }
-            let x = p.input(d, codes);
-            let x = p.load(x, shape)?;
             let op = Op::Reduce { combiner: c, dims: dims.to_vec() };
             let what = format!("{shape:?}-{dims:?}{}", if edgy { "-edges" } else { "" }).replace(' ', "");
-            if c.arity() == 2 {
-                let i = p.b.iota(DType::I32, &[count(shape)], 0)?;
-                let i = p.b.reshape(i, shape)?;
-                let r = p.b.add_inst(op, &[x, i])?;
-                p.store(&format!("{what}-value"), r[0])?;
-                p.store(&format!("{what}-index"), r[1])?;
-            } else {
-                let r = p.b.add_inst(op, &[x])?;
-                p.store(&what, r[0])?;
-                p.within(regrouped(c, d, &groups));
-            }
+            combined_rows(&mut p, (c, d, DType::I32), op, shape, codes, &groups, &what)?;
         }
     }
     Ok(p.finish([1, 1, 1]))
@@ -288,8 +286,6 @@ fn scan(c: Combiner, d: DType) -> Built {
                 range.map(|k| codes[base + k * inner]).collect()
             };
             let groups: Vec<Vec<u64>> = (0..codes.len()).map(group).collect();
-            let x = p.input(d, codes);
-            let x = p.load(x, shape)?;
             let op = Op::Scan { combiner: c, dim, reverse };
             let what = format!(
                 "{shape:?}-{dim}{}{}",
@@ -297,17 +293,7 @@ fn scan(c: Combiner, d: DType) -> Built {
                 if edgy { "-edges" } else { "" }
             );
             let what = what.replace(' ', "");
-            if c.arity() == 2 {
-                let i = p.b.iota(DType::I64, &[count(shape)], 0)?;
-                let i = p.b.reshape(i, shape)?;
-                let r = p.b.add_inst(op, &[x, i])?;
-                p.store(&format!("{what}-value"), r[0])?;
-                p.store(&format!("{what}-index"), r[1])?;
-            } else {
-                let r = p.b.add_inst(op, &[x])?;
-                p.store(&what, r[0])?;
-                p.within(regrouped(c, d, &groups));
-            }
+            combined_rows(&mut p, (c, d, DType::I64), op, shape, codes, &groups, &what)?;
         }
     }
     Ok(p.finish([1, 1, 1]))
@@ -319,7 +305,8 @@ fn products() -> Vec<Program> {
     let same = [F16, BF16, F32, F64, I32, I64];
     let mut types: Vec<[DType; 3]> = same.iter().map(|&d| [d, d, d]).collect();
     types.extend(
-        [F16, BF16, F8E4M3FN, F8E5M2, F8E4M3FNUZ, F8E5M2FNUZ, F6E2M3, F6E3M2, F4E2M1].map(|d| [F32, d, d]),
+        [F16, BF16, F8E4M3FN, F8E5M2, F8E4M3FNUZ, F8E5M2FNUZ, F6E2M3, F6E3M2, F4E2M1, HiF8]
+            .map(|d| [F32, d, d]),
     );
     types.extend([[F32, F8E4M3FN, F8E5M2], [F32, BF16, F32], [F16, F8E4M3FN, F8E4M3FN]]);
     types.extend([
@@ -597,8 +584,14 @@ fn control(d: DType) -> Built {
         ("even", -4, 2, 3),
         ("backward", 3, -3, 1),
         ("last", i64::MAX - 4, i64::MAX - 1, 1),
+        ("past-end", i64::MAX - 4, i64::MAX, 3),
+        ("past-end-told", i64::MAX - 4, i64::MAX, 3),
+        ("long-step", -3, 5, i64::MAX),
+        ("long-step-told", i64::MIN, i64::MAX, i64::MAX),
     ] {
-        let [lo, hi, step] = [lo, hi, step].map(|n| p.b.int(n));
+        // Bounds that are known, and bounds that the launch gives.
+        let told = what.ends_with("told");
+        let [lo, hi, step] = [lo, hi, step].map(|n| if told { p.scalar(n) } else { p.b.int(n) });
         let zero = p.b.int(0);
         // Two values change places; the turns are counted.
         let r = p.b.for_loop(lo, hi, step, &[a, c, zero], |b, i, v| {

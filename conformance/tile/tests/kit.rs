@@ -19,6 +19,7 @@ fn the_interpreter_passes() {
         let mut after = p.buffers.clone();
         let scalars: Vec<Num> = p.scalars.iter().map(|s| s.1).collect();
         run(&p.kernel, p.grid, &mut after, &scalars, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
+        let after: Vec<Vec<u64>> = after.into_iter().map(|b| b.codes).collect();
         for (c, found) in p.checks.iter().zip(p.compare(&after)) {
             assert!(names.insert(c.case.clone()), "{} is there twice", c.case);
             wrong.extend(found.map(|f| format!("{}: {f}", c.case)));

@@ -120,6 +120,8 @@ pub struct Level {
     /// Bytes that addresses in it are rounded up to.
     #[serde(default = "one")]
     pub align: u32,
+    /// Where the alignment comes from.
+    pub source: Option<String>,
 }
 
 /// The vector unit of one core.
@@ -132,6 +134,8 @@ pub struct VectorUnit {
     pub max_bits: Option<u32>,
     /// Vector registers a program sees.
     pub registers: u32,
+    /// Where width and number come from.
+    pub source: String,
     /// f32 operations a cycle of one core, a multiply-add counting as two.
     pub f32_flops_per_cycle: Option<Fact<f64>>,
 }
@@ -154,6 +158,8 @@ pub struct MatrixUnit {
     pub rhs: String,
     /// Element type of the accumulator.
     pub acc: String,
+    /// Where its shape and types come from.
+    pub source: String,
     /// Operations a cycle of one core, a multiply-add counting as two.
     pub flops_per_cycle: Option<Fact<f64>>,
 }
@@ -171,11 +177,13 @@ pub struct DimRules {
     /// The last dim's bytes are padded to a multiple of this.
     #[serde(default = "one")]
     pub inner_bytes: u32,
+    /// Where the rules come from.
+    pub source: Option<String>,
 }
 
 impl Default for DimRules {
     fn default() -> Self {
-        DimRules { power_of_two: false, matrix_multiple: 1, inner_bytes: 1 }
+        DimRules { power_of_two: false, matrix_multiple: 1, inner_bytes: 1, source: None }
     }
 }
 
@@ -261,6 +269,13 @@ impl Chip {
             if level.capacity.as_ref().is_some_and(|c| c.value == 0) || level.align == 0 {
                 return bad(format!("level.{}", level.name), "has a capacity or alignment of zero");
             }
+        }
+        let plain = DimRules { source: self.dims.source.clone(), ..DimRules::default() };
+        if self.dims != plain && self.dims.source.is_none() {
+            return bad("dims".into(), "has no source");
+        }
+        if let Some(level) = self.levels.iter().find(|l| l.align > 1 && l.source.is_none()) {
+            return bad(format!("level.{}.align", level.name), "has no source");
         }
         for unit in &self.matrix {
             if unit.m == 0 || unit.n == 0 || unit.k == 0 {

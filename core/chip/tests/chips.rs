@@ -15,6 +15,11 @@ fn every_file_reads_and_carries_its_own_name() {
                 assert!(source.len() > 8, "{name} {}: a number needs a source", level.name);
             }
         }
+        let others =
+            chip.matrix.iter().map(|m| &m.source).chain(chip.levels.iter().filter_map(|l| l.source.as_ref()));
+        for source in others.chain([&chip.vector.source]).chain(&chip.dims.source) {
+            assert!(source.len() > 8, "{name}: a number needs a source");
+        }
     }
 }
 

@@ -51,6 +51,17 @@ pub struct CastMode {
     pub rounding: Rounding,
 }
 
+impl CastMode {
+    /// Every mode, the default first.
+    pub fn all() -> impl Iterator<Item = CastMode> {
+        let roundings = [Rounding::NearestEven, Rounding::TowardZero, Rounding::Down, Rounding::Up];
+        let modes = roundings.map(|rounding| {
+            [Overflow::Format, Overflow::Saturate].map(|overflow| CastMode { overflow, rounding })
+        });
+        modes.into_iter().flatten()
+    }
+}
+
 impl Overflow {
     /// The name in text forms.
     pub fn name(self) -> &'static str {

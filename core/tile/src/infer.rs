@@ -79,6 +79,11 @@ fn index_tile(tys: &[&Ty], i: usize) -> Result<Vec<usize>, String> {
     }
 }
 
+/// Chips have no atomic access to part of a byte.
+fn whole_bytes(d: DType) -> Result<(), String> {
+    if d.bits() < 8 { Err(format!("{d} takes less than a byte, and has no atomic access")) } else { Ok(()) }
+}
+
 fn unary_result(op: Unary, d: DType) -> Result<DType, String> {
     if op.accepts(d) { Ok(op.result(d)) } else { Err(format!("'{op}' does not take {d}")) }
 }
@@ -347,6 +352,9 @@ pub fn infer(op: &Op, tys: &[&Ty]) -> Result<Vec<Ty>, String> {
             if *masked {
                 mask(tys, 3, &s)?;
             }
+            if !matches!(op, Op::Scatter { .. }) {
+                whole_bytes(d)?;
+            }
             match op {
                 Op::AtomicReduce { combiner: Combiner::Replace | Combiner::Mul, .. }
                 | Op::AtomicRmw { combiner: Combiner::Mul, .. } => Err("no such atomic combiner".into()),
@@ -367,6 +375,7 @@ pub fn infer(op: &Op, tys: &[&Ty]) -> Result<Vec<Ty>, String> {
         Op::AtomicCas { .. } => {
             count(tys, 4)?;
             let d = buffer(tys, 0)?;
+            whole_bytes(d)?;
             let s = index_tile(tys, 1)?;
             equal(tys, 2, 3)?;
             if *tys[2] != Ty::tile(d, &s) {

@@ -86,7 +86,7 @@ impl Default for Options {
 ///
 /// # Errors
 /// Arguments that do not fit the parameters, an access past a buffer's end that no view dim catches, a `for` whose step is not
-/// positive or whose index overflows, the step limit, and in checked mode what [`Options::checked`] says.
+/// positive, the step limit, and in checked mode what [`Options::checked`] says.
 pub fn run(
     kernel: &Kernel,
     grid: [i64; 3],
@@ -428,7 +428,7 @@ impl Machine<'_> {
                     carried = self.region(&inst.blocks[0], params)?;
                     match i.checked_add(step) {
                         Some(next) => i = next,
-                        None => return self.fail(format!("a loop's index overflows after {i}")),
+                        None => break,
                     }
                 }
                 Ok(carried)

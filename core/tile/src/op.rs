@@ -307,7 +307,7 @@ tile_table! {
         "Writes each element at its index; outside or masked out is dropped. Of equal indices the last in row-major order stays.";
         "scatter %x, %i, %b";
     151 AtomicReduce "atomic_reduce" ("buffer", "index", "value", "mask?") -> "" { combiner: Combiner = "`add`, `max`, `min`, `and`, `or` or `xor`.", scope: Scope = "Among whom.", masked: bool = "The last operand is a bool tile." } 1 Atomics Unspecified
-        rule "As `scatter`; the combiner takes the element type.";
+        rule "As `scatter`, with elements of a byte or more; the combiner takes the element type.";
         "Combines each element into memory at its index, atomically and relaxed, giving nothing back; outside or masked out is dropped. Elements act in any order. The order of float sums, and so their rounding, is unspecified; every other combiner gives one result.";
         "atomic_reduce %t, %i, %i {combiner = add, scope = device}";
     152 AtomicRmw "atomic_rmw" ("buffer", "index", "value", "mask?") -> "as value" { combiner: Combiner = "`add`, `max`, `min`, `and`, `or`, `xor`, or `replace`, which exchanges.", ordering: Ordering = "Memory order.", scope: Scope = "Among whom.", masked: bool = "The last operand is a bool tile." } 1 Atomics Unspecified
@@ -324,7 +324,7 @@ tile_table! {
         "%s: buffer<f32> = alloc {dtype = f32, len = 64}";
     155 For "for" ("lo", "hi", "step", "carried…") -> "carried" {  } 1 Base Exact
         rule "i64 bounds and step; one region that takes an i64 and the carried tiles and gives as many of the same types.";
-        "For `i = lo; i < hi; i += step` runs the body with `i` and the carried values; it gives their next values, and the last are the results. A step below 1, and an `i` that would overflow, are errors of the program.";
+        "For `i = lo; i < hi; i += step` runs the body with `i` and the carried values; it gives their next values, and the last are the results. Its end counts without wrapping: where the next `i` would be past the greatest i64, it was the last turn. A step below 1 is an error of the program.";
         "%r: f32[4] = for %zero, %n, %one, %a do (%k: i64, %c: f32[4]) {
     %d: f32[4] = add %c, %b
     yield %d

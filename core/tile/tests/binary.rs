@@ -1,11 +1,15 @@
 //! The binary form: the same programs as the text, every byte of damage refused without harm.
 
-mod common;
+#[path = "common/examples.rs"]
+mod examples;
+#[path = "common/grow.rs"]
+mod grow;
 
-use common::{examples, grow};
+use examples::examples;
+use grow::grow;
 use proptest::prelude::*;
 use tongtu_tile::binary::{MAGIC, is_binary};
-use tongtu_tile::op::TABLE;
+use tongtu_tile::op::{TABLE, rows};
 use tongtu_tile::{Module, TileError, Version, from_bytes, parse_module, to_bytes, verify};
 
 /// Text and bytes of every released version, by name.
@@ -87,6 +91,89 @@ fn seeds_are_current() {
         assert_eq!(std::fs::read_to_string(format!("{path}.txt")).unwrap(), one.to_string(), "{path}");
         assert_eq!(std::fs::read(format!("{path}.tile")).unwrap(), to_bytes(&one), "{path}");
     }
+}
+
+/// Numbers and names as each version gave them: none ever means something else. `TONGTU_UPDATE=1` writes the current version's.
+#[test]
+fn numbers_are_never_given_again() {
+    let current: String = rows().iter().map(|r| format!("{}\t{}\t{}\n", r.code, r.name, r.since)).collect();
+    let path = format!("{GOLDEN}/{}/numbers.tsv", Version::CURRENT);
+    if std::env::var_os("TONGTU_UPDATE").is_some() {
+        std::fs::write(&path, &current).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), current, "{path}");
+    for version in std::fs::read_dir(GOLDEN).unwrap() {
+        let version = version.unwrap();
+        let of: Version = version.file_name().to_str().unwrap().parse().unwrap();
+        for line in std::fs::read_to_string(version.path().join("numbers.tsv")).unwrap().lines() {
+            assert!(current.lines().any(|l| l == line), "{of} has {line}");
+        }
+        assert!(rows().iter().all(|r| r.since <= Version::CURRENT));
+    }
+}
+
+/// Damaged programs, each with the error it gives. `TONGTU_UPDATE=1` writes both.
+#[test]
+fn damaged_files_are_refused() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corrupt");
+    if std::env::var_os("TONGTU_UPDATE").is_some() {
+        std::fs::create_dir_all(folder).unwrap();
+        let mut list = String::new();
+        for (name, bytes) in damaged() {
+            std::fs::write(format!("{folder}/{name}.tile"), &bytes).unwrap();
+            let error = from_bytes(&bytes).map(|_| ()).unwrap_err();
+            list += &format!("{name}\t{error}\n");
+        }
+        std::fs::write(format!("{folder}/expected.tsv"), list).unwrap();
+    }
+    let list = std::fs::read_to_string(format!("{folder}/expected.tsv")).unwrap();
+    let mut files = 0;
+    for line in list.lines() {
+        let (name, want) = line.split_once('\t').unwrap();
+        let bytes = std::fs::read(format!("{folder}/{name}.tile")).unwrap();
+        assert_eq!(from_bytes(&bytes).unwrap_err().to_string(), want, "{name}");
+        files += 1;
+    }
+    assert_eq!(files + 1, std::fs::read_dir(folder).unwrap().count());
+}
+
+/// Programs with one thing wrong each.
+fn damaged() -> Vec<(&'static str, Vec<u8>)> {
+    let good = to_bytes(&examples());
+    let with = |at: usize, byte: u8| {
+        let mut out = good.clone();
+        out[at] = byte;
+        out
+    };
+    let own = |tail: &[u8]| [&MAGIC[..], tail].concat();
+    vec![
+        ("empty", vec![]),
+        ("another-format", b"\x7fELF\x02\x01\x01".to_vec()),
+        ("magic-only", MAGIC.to_vec()),
+        ("future-minor", with(5, 2)),
+        ("future-major", with(4, 1)),
+        ("cut-in-strings", good[..20].to_vec()),
+        ("cut-in-body", good[..good.len() / 2].to_vec()),
+        ("cut-last-byte", good[..good.len() - 1].to_vec()),
+        ("left-over", [&good[..], &[0]].concat()),
+        ("many-strings", own(&[0, 1, 0xff, 0xff, 0xff, 0x7f])),
+        ("long-string", own(&[0, 1, 1, 0xff, 0xff, 0x7f, b'k'])),
+        ("not-utf-8", own(&[0, 1, 1, 1, 0xff, 0, 0])),
+        ("many-types", own(&[0, 1, 1, 1, b'k', 0xff, 0xff, 0x7f])),
+        ("unknown-type-kind", own(&[0, 1, 1, 1, b'k', 1, 9, 7, 0, 0])),
+        ("unknown-element", own(&[0, 1, 1, 1, b'k', 1, 0, 99, 0, 0])),
+        ("huge-rank", own(&[0, 1, 1, 1, b'k', 1, 0, 7, 0xff, 0x7f])),
+        ("many-kernels", own(&[0, 1, 1, 1, b'k', 0, 0xff, 0xff, 0x7f])),
+        ("name-not-there", own(&[0, 1, 1, 1, b'k', 0, 1, 5])),
+        ("unknown-instruction", body(&[0xff, 0x7f, 0, 0, 0, 0])),
+        ("unknown-flags", body(&[0x82, 1, 0x10, 2, 0, 1, 0, 0])),
+        ("long-number", body(&[0x82, 1, 0, 0x82, 0, 0, 1, 0, 0])),
+        ("endless-number", own(&[0x80; 32])),
+        ("operand-not-defined", body(&[0x82, 1, 0, 2, 1, 0, 1, 0, 0])),
+        ("result-type-not-there", body(&[0x82, 1, 0, 2, 0, 1, 1, 0])),
+        ("many-results", body(&[0x82, 1, 0, 2, 0, 0xff, 0xff, 0x7f, 0])),
+        ("deep-regions", body(&[0x9d, 1, 0, 0, 0, 1, 0, 1].repeat(100))),
+    ]
 }
 
 #[test]

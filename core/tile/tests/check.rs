@@ -1,7 +1,5 @@
 //! Checked mode: each error of a program is found, with its place, and sound programs have none.
 
-mod common;
-
 use tongtu_tensor::{DType, Num};
 use tongtu_tile::check::{Finding, Kind, Options, check};
 use tongtu_tile::interp::BufferData;

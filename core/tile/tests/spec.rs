@@ -1,11 +1,15 @@
 //! The specification: what the table says is on its pages, and what its pages say holds.
 
-mod common;
+#[path = "common/examples.rs"]
+mod examples;
+#[path = "common/grow.rs"]
+mod grow;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write;
 
-use common::{example, examples, grow};
+use examples::{example, examples};
+use grow::grow;
 use proptest::prelude::*;
 use tongtu_tensor::DType;
 use tongtu_tile::interp::{BufferData, Options, run};
@@ -79,6 +83,24 @@ fn the_instruction_pages_are_current() {
         let _ = writeln!(out, "| {code} | `{name}` | {rule} | {result} | {class} | {doc} | `{example}` |");
     }
     current("scalar.md", &out);
+}
+
+/// What the page on adding an instruction shows is what the code says.
+#[test]
+fn the_page_on_adding_shows_the_code() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+    let read = |path: &str| std::fs::read_to_string(format!("{root}/{path}")).unwrap();
+    let code = read("core/tile/src/op.rs") + &read("conformance/tile/src/structure.rs");
+    let text = read("docs/add-an-instruction.md");
+    let mut lines = 0;
+    for block in text.split("```rust,ignore\n").skip(1).filter_map(|t| t.split("```").next()) {
+        for line in block.lines() {
+            let shown = line.split('…').next().unwrap().trim();
+            assert!(code.contains(shown), "{line}");
+            lines += 1;
+        }
+    }
+    assert!(lines >= 7);
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! Text: what is printed reads back the same, what is broken is refused with its place.
 
-mod common;
+#[path = "common/grow.rs"]
+mod grow;
 
-use common::grow;
+use grow::grow;
 use proptest::prelude::*;
 use tongtu_tensor::{DType, Num};
 use tongtu_tile::{Access, Kernel, KernelBuilder, Op, TileError, Val, parse_kernel, parse_module, verify};

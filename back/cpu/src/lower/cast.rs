@@ -112,7 +112,7 @@ impl Fun<'_> {
                 let wide = self.conv(name, &ty, x, &Reg::F64.ty(n));
                 self.convert_f64(to, mode, n, &wide)
             }
-            DType::F32 | DType::F64 => no(format!("{from} to {to} with directed rounding")),
+            DType::F32 | DType::F64 => Ok(self.long_directed(from, to, mode.rounding, n, x)),
             _ => {
                 // Fold what f64 cannot hold into its last bit, in magnitude; the next rounding is then exact.
                 let ity = Reg::I64.ty(n);
@@ -142,6 +142,44 @@ impl Fun<'_> {
                 self.convert_f64(to, mode, n, &wide)
             }
         }
+    }
+
+    /// An integer of more bits than the float's mantissa, rounded other than to nearest: what the mantissa holds of the
+    /// magnitude converts exactly, and the next float is taken where the rest counts.
+    fn long_directed(&mut self, from: DType, to: DType, rounding: Rounding, n: usize, x: &V) -> V {
+        let (ity, bty) = (Reg::I64.ty(n), Reg::I1.ty(n));
+        let k = |x: i64| int(Reg::I64, x, n);
+        let name = if from.is_signed() { "sext" } else { "zext" };
+        let x = self.conv(name, &Reg::of(from).ty(n), x, &ity);
+        let negative = match from.is_signed() {
+            true => self.cmp("icmp slt", &ity, &x, &k(0)),
+            false => int(Reg::I1, 0, n),
+        };
+        let minus = self.bin("sub", &ity, &k(0), &x);
+        let magnitude = self.choose(n, &negative, &ity, &minus, &x);
+        let name = format!("llvm.ctlz.{}", Reg::I64.suffix(n));
+        let zeros = self.call(&ity, &name, &[(&ity, &magnitude), ("i1 immarg", &"false".into())]);
+        let (precision, reg) = if to == DType::F32 { (24, Reg::F32) } else { (53, Reg::F64) };
+        let smax = format!("llvm.smax.{}", Reg::I64.suffix(n));
+        let shift = self.bin("sub", &ity, &k(64 - precision), &zeros);
+        let shift = self.call(&ity, &smax, &[(&ity, &shift), (&ity, &k(0))]);
+        let held = self.bin("lshr", &ity, &magnitude, &shift);
+        let held = self.bin("shl", &ity, &held, &shift);
+        let (fty, bits) = (reg.ty(n), if to == DType::F32 { Reg::I32 } else { Reg::I64 });
+        let near = self.conv("uitofp", &ity, &held, &fty);
+        let code = self.conv("bitcast", &fty, &near, &bits.ty(n));
+        let away: V = match rounding {
+            Rounding::Up => self.bin("xor", &bty, &negative, &int(Reg::I1, 1, n)),
+            Rounding::Down => negative.clone(),
+            _ => int(Reg::I1, 0, n),
+        };
+        let rest = self.cmp("icmp ne", &ity, &held, &magnitude);
+        let away = self.bin("and", &bty, &away, &rest);
+        let step = self.conv("zext", &bty, &away, &bits.ty(n));
+        let code = self.bin("add", &bits.ty(n), &code, &step);
+        let value = self.conv("bitcast", &bits.ty(n), &code, &fty);
+        let minus = self.def(format_args!("fneg {fty} {value}"));
+        self.choose(n, &negative, &fty, &minus, &value)
     }
 
     fn float_to_int(&mut self, from: DType, to: DType, mode: CastMode, n: usize, x: &V) -> Result<V> {

@@ -62,6 +62,13 @@ impl Fun<'_> {
         let (lo, hi, step) = (&bounds[0], &bounds[1], &bounds[2]);
         let init = self.carried(&inst.operands[3..], &inst.results)?;
         let (head, exit) = (self.fresh("for"), self.fresh("end"));
+        // What `i` must stay below for another turn, where the sum with the step could wrap.
+        let last = match (as_int(hi), as_int(step)) {
+            (_, Some(1)) => None,
+            (Some(h), Some(s)) if h.checked_add(s).is_some() => None,
+            (Some(h), Some(s)) => Some(h.saturating_sub(s).to_string().into()),
+            _ => Some(self.call("i64", "llvm.ssub.sat.i64", &[("i64", hi), ("i64", step)])),
+        };
         let runs = matches!((as_int(lo), as_int(hi)), (Some(a), Some(b)) if a < b);
         let before = self.block.clone();
         if runs {
@@ -80,7 +87,10 @@ impl Fun<'_> {
         let next = self.carried(&block.results, &inst.results)?;
         let latch = self.block.clone();
         let i1 = self.bin("add nsw", "i64", &i, step);
-        let more = self.cmp("icmp slt", "i64", &i1, hi);
+        let more = match &last {
+            Some(last) => self.cmp("icmp slt", "i64", &i, last),
+            None => self.cmp("icmp slt", "i64", &i1, hi),
+        };
         self.line(format_args!("br i1 {more}, label %{head}, label %{exit}"));
         let mut phis = format!("  {i} = phi i64 [{lo}, %{before}], [{i1}, %{latch}]\n");
         for (k, v) in block.params[1..].iter().enumerate() {

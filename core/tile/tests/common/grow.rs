@@ -1,27 +1,9 @@
-//! Kernels to test with.
-#![allow(dead_code)]
+//! Random kernels.
 
 use tongtu_tensor::scalar::{Binary, Compare, Unary};
 use tongtu_tensor::{CastMode, Combiner, DType, Num, Overflow, Rounding};
-use tongtu_tile::op::{EXAMPLE, Factor, Ordering, Scope, rows};
-use tongtu_tile::{Access, Flags, Kernel, KernelBuilder, Module, Op, TileMap, parse_module};
-
-/// The program that an example of the table stands for.
-pub fn example(body: &str) -> String {
-    EXAMPLE.replace('…', body)
-}
-
-/// Every example of the table, each as a kernel named after its instruction.
-pub fn examples() -> Module {
-    let mut module = Module::default();
-    for row in rows() {
-        let text = example(&row.example);
-        let mut one = parse_module(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
-        one.kernels[0].name = row.name.to_string();
-        module.kernels.append(&mut one.kernels);
-    }
-    module
-}
+use tongtu_tile::op::{Factor, Ordering, Scope};
+use tongtu_tile::{Access, Flags, Kernel, KernelBuilder, Op, TileMap};
 
 /// A kernel grown by random choices, with values of many types, regions and accesses.
 pub fn grow(choices: &[(u8, u8, u8)]) -> Kernel {
