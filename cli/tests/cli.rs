@@ -204,6 +204,22 @@ fn benchmarks() {
 }
 
 #[test]
+fn the_kit_runs_here() {
+    let dir = folder("kit");
+    let html = dir.join("report.html").display().to_string();
+    let report = json(0, &["--json", "conform", "--chip", "host", "--filter", "program/", "--html", &html]);
+    assert!(report["counts"]["pass"].as_u64().unwrap() >= 17 && report["counts"]["fail"] == 0, "{report}");
+    assert!(std::fs::read_to_string(html).unwrap().contains("<h1>Conformance of host</h1>"));
+    let list = dir.join("list.tsv");
+    std::fs::write(&list, "program/top-k\tfail\tthought to be slow\n").unwrap();
+    let args = ["conform", "--filter", "program/top-k", "--list", list.to_str().unwrap()];
+    assert!(expect(1, &args).contains("UNEXPECTED  program/top-k/indices: pass, the list says fail"));
+    let found = json(0, &["--json", "conform", "--random", "20", "--seed", "3"]);
+    assert!(found["fault"].is_null() && found["tried"] == 20, "{found}");
+    expect(2, &["conform", "--chip", "no-such-chip"]);
+}
+
+#[test]
 fn conformance_lists_only_grow() {
     let list = folder("conform").join("passing.txt");
     let list = list.to_str().unwrap();

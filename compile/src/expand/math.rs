@@ -370,7 +370,8 @@ impl Emit<'_> {
 
     /// 2^(x + low).
     fn exp2(&mut self, f: Format, x: Val, low: Option<Val>) -> Val {
-        let c = self.clamp(x, f.pick(-151.0, -1080.0), f.pick(128.0, 1024.0));
+        // One more than what overflows, for `low` may take some away.
+        let c = self.clamp(x, f.pick(-151.0, -1080.0), f.pick(129.0, 1025.0));
         let magic = self.k(f.d, f.magic());
         let t = self.add(c, magic);
         let n = self.sub(t, magic);
@@ -850,13 +851,19 @@ impl Emit<'_> {
                 let power = m.bits(power, f.d);
                 scaled = m.mul(scaled, power);
             }
-            let q = m.div(r, scaled);
+            // The product may be above r; where that could overflow, both are made smaller.
+            let large = m.cmp_k(Compare::Ge, r, 2f64.powi(1000));
+            let (small, great) = (m.k(f.d, 2f64.powi(-60)), m.k(f.d, 2f64.powi(60)));
+            let (shrink, grow) = (m.sel(large, small, one), m.sel(large, great, one));
+            let (rest, scaled) = (m.mul(r, shrink), m.mul(scaled, shrink));
+            let q = m.div(rest, scaled);
             let q = m.un(Unary::Trunc, q);
             let (p, p_low) = m.two_product(f, q, scaled);
-            let next = m.sub(r, p);
+            let next = m.sub(rest, p);
             let next = m.sub(next, p_low);
             let (under, back) = (m.cmp_k(Compare::Lt, next, 0.0), m.add(next, scaled));
             let next = m.sel(under, back, next);
+            let next = m.mul(next, grow);
             // Elements already done keep their value, whatever the divisor.
             let active = m.cmp(Compare::Ge, r, b);
             let next = m.sel(active, next, r);

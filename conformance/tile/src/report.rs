@@ -9,9 +9,13 @@ use serde_json::json;
 use crate::run::conforms;
 use crate::{Outcome, Verdict};
 
-/// What a back end is expected not to pass, with reasons: lines `PROGRAM or CASE <tab> VERDICT <tab> REASON`.
+/// What a back end claims, and is expected not to pass, with reasons: a line `claims <tab> EXTENSIONS`, and lines
+/// `PROGRAM or CASE <tab> VERDICT <tab> REASON`.
 #[derive(Clone, Debug, Default)]
-pub struct Expected(BTreeMap<String, (Verdict, String)>);
+pub struct Expected {
+    claims: Vec<String>,
+    entries: BTreeMap<String, (Verdict, String)>,
+}
 
 /// A program's name: a case's without its last part.
 fn program(case: &str) -> &str {
@@ -39,15 +43,22 @@ impl Expected {
             };
             Some((name.to_string(), (verdict, reason.to_string())))
         };
-        Expected(text.lines().filter(|l| !l.starts_with('#')).filter_map(line).collect())
+        let claims = text.lines().filter_map(|l| l.strip_prefix("claims\t")).flat_map(str::split_whitespace);
+        Expected {
+            claims: claims.map(str::to_string).collect(),
+            entries: text.lines().filter(|l| !l.starts_with('#')).filter_map(line).collect(),
+        }
     }
 
     /// The list that these outcomes would need: programs where all cases go the same way, else cases.
     pub fn of(outcomes: &[Outcome]) -> String {
         let mut programs: BTreeMap<&str, Vec<&Outcome>> = BTreeMap::new();
         outcomes.iter().for_each(|o| programs.entry(program(&o.case)).or_default().push(o));
-        let mut out =
-            String::from("# What the back end is expected not to pass: program or case, verdict, reason.\n");
+        let claims: Vec<String> = conforms(outcomes).into_iter().collect();
+        let mut out = format!(
+            "# What the back end claims, and what it is expected not to pass: program or case, verdict, reason.\nclaims\t{}\n",
+            claims.join(" ")
+        );
         for (name, cases) in programs {
             let first = cases[0];
             let mut line = |name: &str, o: &Outcome| {
@@ -66,7 +77,7 @@ impl Expected {
     }
 
     fn of_case(&self, case: &str) -> Option<(&str, Verdict)> {
-        let found = self.0.get_key_value(case).or_else(|| self.0.get_key_value(program(case)));
+        let found = self.entries.get_key_value(case).or_else(|| self.entries.get_key_value(program(case)));
         found.map(|(k, v)| (k.as_str(), v.0))
     }
 }
@@ -102,8 +113,11 @@ impl Report {
             });
         }
         if whole {
-            let stale = expected.0.keys().filter(|k| !used.contains(k.as_str()));
+            let stale = expected.entries.keys().filter(|k| !used.contains(k.as_str()));
             unexpected.extend(stale.map(|k| format!("{k}: on the list, but there is no such case")));
+            let whole = conforms(&cases);
+            let broken = expected.claims.iter().filter(|c| !whole.contains(*c));
+            unexpected.extend(broken.map(|c| format!("{c}: claimed, but not all of it passes")));
         }
         Report {
             chip: chip.to_string(),

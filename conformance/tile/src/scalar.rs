@@ -227,15 +227,15 @@ enum Shapes {
     All,
 }
 
-/// How shapes are laid out depends on the type's width and kind, not on the operation: all of them for some types (of long functions
-/// for one), none where arithmetic is what differs.
+/// How shapes are laid out depends on the type's width and kind, not on the operation: all of them for the types of the base set (of
+/// long functions for one), one for the others.
 fn shapes(d: DType, class: NumericClass) -> Shapes {
     let long = matches!(class, NumericClass::Ulp(_));
-    match (d, Extension::of(d)) {
-        (DType::F32, _) => Shapes::All,
-        (DType::Bool | DType::I8 | DType::I32 | DType::F16, _) if !long => Shapes::All,
-        (_, Extension::Base | Extension::F64) => Shapes::One,
-        _ => Shapes::None,
+    match Extension::of(d) {
+        Extension::Base if !long || d == DType::F32 => Shapes::All,
+        Extension::Base | Extension::F64 => Shapes::One,
+        _ if long => Shapes::None,
+        _ => Shapes::One,
     }
 }
 

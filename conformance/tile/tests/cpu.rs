@@ -53,8 +53,13 @@ fn refused(chip: &Chip) -> Vec<Outcome> {
         let why = prepare(&p.kernel, &CpuCompiler { threads: 1 }, chip).err();
         let verdict = if why.is_some() { Verdict::Unsupported } else { Verdict::Pass };
         let detail = why.unwrap_or_default();
-        let outcome =
-            |case: &str| Outcome { case: case.into(), verdict, detail: detail.clone(), extensions: vec![] };
+        let extensions: Vec<String> = p.kernel.extensions().iter().map(|e| e.name().into()).collect();
+        let outcome = |case: &str| Outcome {
+            case: case.into(),
+            verdict,
+            detail: detail.clone(),
+            extensions: extensions.clone(),
+        };
         p.checks.iter().map(|c| outcome(&c.case)).collect::<Vec<_>>()
     };
     programs().iter().flat_map(one).collect()

@@ -51,7 +51,12 @@ fn lists_hold_both_ways() {
         outcome("c/f32/y", Verdict::Pass),
     ];
     let list = Expected::of(&cases);
-    assert_eq!(list.lines().skip(1).collect::<Vec<_>>(), ["b/f32\tunsupported\twhy", "c/f32/x\tfail\twhy"]);
+    let lines = ["claims\t", "b/f32\tunsupported\twhy", "c/f32/x\tfail\twhy"];
+    assert_eq!(list.lines().skip(1).collect::<Vec<_>>(), lines);
+    let claiming = Expected::parse(&list.replace("claims\t", "claims\tbase"));
+    let broken = Report::new("chip", cases.clone(), &claiming, true).unexpected;
+    assert_eq!(broken, ["base: claimed, but not all of it passes"]);
+    assert_eq!(Expected::of(&cases[..1]).lines().nth(1), Some("claims\tbase"));
     let good = Report::new("chip", cases.clone(), &Expected::parse(&list), true);
     assert!(good.unexpected.is_empty(), "{:?}", good.unexpected);
     assert!(good.html().contains("class=\"fail\"") && good.json()["counts"]["fail"] == 1);

@@ -84,7 +84,14 @@ pub(super) fn unary_real(op: Unary, x: f64) -> f64 {
         Unary::Cosh => libm::cosh(x),
         Unary::Tanh => libm::tanh(x),
         Unary::Asinh => libm::asinh(x),
-        Unary::Acosh => libm::acosh(x),
+        // libm takes acosh(-x) for acosh(x) of negative numbers.
+        Unary::Acosh => {
+            if x < 1.0 {
+                f64::NAN
+            } else {
+                libm::acosh(x)
+            }
+        }
         Unary::Atanh => libm::atanh(x),
         Unary::Erf => libm::erf(x),
         Unary::LogGamma => libm::lgamma(x),
