@@ -11,7 +11,7 @@ use crate::ui::{DIFFERS, Done, Fail, Progress, print, print_json, say};
 
 /// Answers programs on standard input, one process of many.
 pub fn worker(args: &KitWorkerArgs) -> Done {
-    with_target(&args.chip, |target| isolate::serve(target))?.map_err(Error::io("standard input"))?;
+    with_target(&args.chip, isolate::serve)?.map_err(Error::io("standard input"))?;
     Ok(0)
 }
 
