@@ -62,10 +62,16 @@ impl Fun<'_> {
         let (lo, hi, step) = (&bounds[0], &bounds[1], &bounds[2]);
         let init = self.carried(&inst.operands[3..], &inst.results)?;
         let (head, exit) = (self.fresh("for"), self.fresh("end"));
-        // What `i` must stay below for another turn, where the sum with the step could wrap.
+        // The sum with the step may pass the greatest i64. Of numbers that are not negative it is compared as unsigned, which it
+        // then fits; else `i` is held against what it must be below for another turn.
+        let (mut add, mut below) = ("add nsw", "icmp slt");
         let last = match (as_int(hi), as_int(step)) {
             (_, Some(1)) => None,
             (Some(h), Some(s)) if h.checked_add(s).is_some() => None,
+            _ if as_int(lo).is_some_and(|lo| lo >= 0) => {
+                (add, below) = ("add nuw", "icmp ult");
+                None
+            }
             (Some(h), Some(s)) => Some(h.saturating_sub(s).to_string().into()),
             _ => Some(self.call("i64", "llvm.ssub.sat.i64", &[("i64", hi), ("i64", step)])),
         };
@@ -86,10 +92,10 @@ impl Fun<'_> {
         self.body(block)?;
         let next = self.carried(&block.results, &inst.results)?;
         let latch = self.block.clone();
-        let i1 = self.bin("add nsw", "i64", &i, step);
+        let i1 = self.bin(add, "i64", &i, step);
         let more = match &last {
             Some(last) => self.cmp("icmp slt", "i64", &i, last),
-            None => self.cmp("icmp slt", "i64", &i1, hi),
+            None => self.cmp(below, "i64", &i1, hi),
         };
         self.line(format_args!("br i1 {more}, label %{head}, label %{exit}"));
         let mut phis = format!("  {i} = phi i64 [{lo}, %{before}], [{i1}, %{latch}]\n");
