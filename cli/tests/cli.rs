@@ -216,7 +216,7 @@ fn the_kit_runs_here() {
     assert!(expect(1, &args).contains("UNEXPECTED  program/top-k/indices: pass, the list says fail"));
     let found = json(0, &["--json", "conform", "--random", "20", "--seed", "3"]);
     assert!(found["fault"].is_null() && found["tried"] == 20, "{found}");
-    expect(2, &["conform", "--chip", "no-such-chip"]);
+    expect(3, &["conform", "--chip", "no-such-chip"]);
 }
 
 #[test]
