@@ -193,7 +193,7 @@ impl Compiler for CpuCompiler {
                 _ => Support::Native,
             },
             Op::Fma {} if !chip.has("fma") => match first {
-                DType::F64 => no("the chip has no fused multiply-add"),
+                DType::F64 => Support::No("the chip has no fused multiply-add".to_string()),
                 _ => Support::Emulated("double precision"),
             },
             Op::MmaScaled {} => Support::Emulated("scales"),
