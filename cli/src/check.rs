@@ -11,7 +11,7 @@ use crate::ui::{self, DIFFERS, Done, Progress, print_json, say, short, table};
 
 /// Compares every kernel with the reference interpreter.
 pub fn verify(args: &VerifyArgs, as_json: bool) -> Done {
-    let session = open::session(&args.model, &open::options(&args.model))?;
+    let session = open::session(&args.model, &open::options(&args.model)?)?;
     let wants = data::wants_of_plan(session.plan(), &args.inputs.dims());
     let inputs = data::inputs(&args.inputs, &wants, true)?;
     let named: Vec<(&str, Value)> = inputs.iter().map(|(n, v)| (n.as_str(), v.clone())).collect();
@@ -87,7 +87,7 @@ fn show(g: &GroupReport) {
 
 /// Measures every kernel.
 pub fn profile(args: &ProfileArgs, as_json: bool) -> Done {
-    let session = open::session(&args.model, &open::options(&args.model))?;
+    let session = open::session(&args.model, &open::options(&args.model)?)?;
     let wants = data::wants_of_plan(session.plan(), &args.inputs.dims());
     let inputs = data::inputs(&args.inputs, &wants, true)?;
     let named: Vec<(&str, Value)> = inputs.iter().map(|(n, v)| (n.as_str(), v.clone())).collect();

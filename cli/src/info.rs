@@ -108,7 +108,7 @@ pub fn compile(args: &CompileArgs, as_json: bool) -> Done {
     let model = open::model(&args.model)?;
     let chip = Chip::builtin(&args.chip).map_err(tongtu::Error::from)?;
     let options = match args.chip.as_str() {
-        "host" => open::options(&args.model),
+        "host" => open::options(&args.model)?,
         _ if args.model.no_cache => open::tied(Options::for_chip(chip).without_cache(), &args.model),
         _ => open::tied(Options::for_chip(chip), &args.model),
     };

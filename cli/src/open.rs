@@ -28,13 +28,20 @@ pub fn is_bundle(path: &Path) -> Result<bool, Fail> {
 }
 
 /// The options of the command line.
-pub fn options(args: &ModelArgs) -> Options {
-    let options = tied(Options::host().threads(args.threads), args);
-    match (args.no_cache, args.no_model_cache) {
+pub fn options(args: &ModelArgs) -> Result<Options, Fail> {
+    let options = match &args.simulate {
+        Some(chip) => {
+            let chip = tongtu::Chip::builtin(chip).map_err(tongtu::Error::from)?;
+            Options::for_chip(chip).simulated().without_model_cache()
+        }
+        None => Options::host(),
+    };
+    let options = tied(options.threads(args.threads), args);
+    Ok(match (args.no_cache, args.no_model_cache) {
         (true, _) => options.without_cache(),
         (_, true) => options.without_model_cache(),
         _ => options,
-    }
+    })
 }
 
 /// With the precision and the state that the command line asks for.

@@ -163,7 +163,7 @@ fn with_ones(
     let names: Vec<&str> = dims.iter().map(|(n, _)| n.as_str()).collect();
     eprintln!("note: the model is compiled for sizes of 1: {}", names.join(", "));
     let model = Model::load_with(&args.model.model, &LoadOptions { dims, ..LoadOptions::default() })?;
-    Ok(Some(model.compile(&open::options(&args.model))?))
+    Ok(Some(model.compile(&open::options(&args.model)?)?))
 }
 
 /// A model that runs.
@@ -178,7 +178,7 @@ type Inputs = Vec<(String, Value)>;
 /// Makes a model ready. One that must know its small integer inputs is made ready for those given, and the inputs that are
 /// left come with it.
 fn prepare(args: &RunArgs) -> Result<(Ready, Option<Inputs>), Fail> {
-    let options = open::options(&args.model);
+    let options = open::options(&args.model)?;
     let whole = match args.interpret && !open::is_bundle(&args.model.model)? {
         true => open::model(&args.model).map(|m| Ready::Interpreted(Box::new(m))),
         false => open::session(&args.model, &options).map(Ready::Compiled),

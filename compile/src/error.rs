@@ -38,9 +38,24 @@ pub enum Error {
         /// What is not covered.
         detail: String,
     },
+    /// Several parts of a model that do not compile.
+    #[error("[C004] {} parts of the model do not compile:\n{}", .0.len(), lines(.0))]
+    Several(Vec<Error>),
+}
+
+fn lines(errors: &[Error]) -> String {
+    errors.iter().map(|e| format!("  {e}")).collect::<Vec<_>>().join("\n")
 }
 
 impl Error {
+    /// One error for all of them.
+    pub fn several(mut errors: Vec<Error>) -> Error {
+        match errors.len() {
+            1 => errors.remove(0),
+            _ => Error::Several(errors),
+        }
+    }
+
     /// An operation that no schedule covers.
     pub fn unsupported(op: &str, loc: &Loc, detail: impl Into<String>) -> Error {
         Error::Unsupported { op: op.to_string(), loc: loc.clone(), detail: detail.into() }

@@ -509,8 +509,9 @@ impl<'a> Grower<'a> {
     }
 }
 
-/// Groups the operations of a graph. The items are in an order in which every value is computed before its uses.
-pub fn fuse(graph: &Graph) -> Vec<Item> {
+/// Groups the operations of a graph. The items are in an order in which every value is computed before its uses. `rows` tells whether what
+/// goes from one contraction to another along rows is one group with both.
+pub fn fuse(graph: &Graph, rows: bool) -> Vec<Item> {
     let defs = graph.definitions();
     let mut uses: Vec<Vec<usize>> = vec![Vec::new(); graph.values.len()];
     for (i, n) in graph.nodes.iter().enumerate() {
@@ -539,7 +540,7 @@ pub fn fuse(graph: &Graph) -> Vec<Item> {
                 items.push(Item::Alias { from: node.inputs[0], to: node.outputs[0] });
             }
             _ => {
-                let group = grow(graph, &defs, &uses, &needed, i);
+                let group = grow(graph, &defs, &uses, &needed, i, rows);
                 group.inputs.iter().for_each(|v| needed[v.index()] = true);
                 items.push(Item::Group(Box::new(group)));
             }
@@ -549,7 +550,14 @@ pub fn fuse(graph: &Graph) -> Vec<Item> {
     items
 }
 
-fn grow(graph: &Graph, defs: &[Option<usize>], uses: &[Vec<usize>], needed: &[bool], root: usize) -> Group {
+fn grow(
+    graph: &Graph,
+    defs: &[Option<usize>],
+    uses: &[Vec<usize>],
+    needed: &[bool],
+    root: usize,
+    rows: bool,
+) -> Group {
     let node = &graph.nodes[root];
     let mut g = Grower::new(graph, defs, uses, needed, root);
     let mut kind = match &node.op {
@@ -572,7 +580,7 @@ fn grow(graph: &Graph, defs: &[Option<usize>], uses: &[Vec<usize>], needed: &[bo
     if matches!(kind, Kind::Map | Kind::Concat) {
         g.spread(root);
     }
-    let rows = g.anchor.and_then(|a| rows_before(&g, a));
+    let rows = g.anchor.filter(|_| rows).and_then(|a| rows_before(&g, a));
     if let Some(rows) = &rows {
         g.members.iter_mut().zip(&rows.members).for_each(|(m, r)| *m |= r);
     }

@@ -21,12 +21,16 @@ use crate::split::{Registers, split};
 
 /// Tiles are split to this many registers at least.
 const LEAST_REGISTERS: usize = 4;
+/// How often a schedule's tiles are halved where they do not fit.
+const MOST_HALVINGS: u32 = 6;
 
 /// A kernel that several launches may share.
 struct Shared {
     kernel: Kernel,
     group: String,
     loc: Loc,
+    /// The groups that it serves.
+    serves: Vec<usize>,
 }
 
 /// What tells a constant from others: where it lies, and how.
@@ -42,6 +46,9 @@ impl Identity {
 struct Lowerer<'a> {
     plan: Plan,
     machine: Machine,
+    /// How often the tiles of a group have been halved.
+    halved: BTreeMap<usize, u32>,
+    errors: Vec<Error>,
     compiler: &'a dyn Compiler,
     chip: &'a Chip,
     kernels: Vec<Shared>,
@@ -62,11 +69,46 @@ type Map = Vec<Option<ValueRef>>;
 ///
 /// Constants that kernels want packed are packed last, one by one, when nothing but the plan holds what they are made from, so
 /// that a model's weights are in memory once.
+///
+/// Where a back end says that a tile does not fit, the group's schedule is made anew with smaller tiles.
+///
+/// # Errors
+/// Everything that is not supported, in one error.
 pub fn lower(module: Module, compiler: &dyn Compiler, chip: &Chip) -> Result<Plan, Error> {
+    let mut halved = BTreeMap::new();
+    let mut l = loop {
+        let mut l = attempt(&module, compiler, chip, &halved)?;
+        let too_large = l.compile_kernels();
+        if !l.errors.is_empty() {
+            return Err(Error::several(l.errors));
+        }
+        if too_large.is_empty() {
+            break l;
+        }
+        for g in too_large {
+            *halved.entry(g).or_insert(0) += 1;
+        }
+    };
+    l.drop_raw();
+    let (mut plan, pending) = (l.plan, l.pending);
+    drop(module);
+    pack(&mut plan, pending)?;
+    Ok(plan)
+}
+
+/// The plan without its kernels, and the kernels.
+fn attempt<'a>(
+    module: &Module,
+    compiler: &'a dyn Compiler,
+    chip: &'a Chip,
+    halved: &BTreeMap<usize, u32>,
+) -> Result<Lowerer<'a>, Error> {
     let g = &module.graph;
     let mut l = Lowerer {
         plan: Plan { symbols: module.symbols.clone(), ..Plan::default() },
         machine: Machine::of(chip),
+        halved: halved.clone(),
+        errors: Vec::new(),
         compiler,
         chip,
         kernels: Vec::new(),
@@ -105,12 +147,7 @@ pub fn lower(module: Module, compiler: &dyn Compiler, chip: &Chip) -> Result<Pla
     l.plan.state = g.state.iter().map(tied).collect();
     l.plan.body = Block { steps };
     l.lifetimes();
-    l.compile_kernels()?;
-    l.drop_raw();
-    let (mut plan, pending) = (l.plan, l.pending);
-    drop(module);
-    pack(&mut plan, pending)?;
-    Ok(plan)
+    Ok(l)
 }
 
 impl Lowerer<'_> {
@@ -169,7 +206,7 @@ impl Lowerer<'_> {
 
     fn graph(&mut self, g: &Graph, map: &mut Map, steps: &mut Vec<Step>) -> Result<(), Error> {
         let defs = g.definitions();
-        for item in fuse::fuse(g) {
+        for item in fuse::fuse(g, self.machine.scratch.is_none()) {
             match item {
                 Item::Alias { from, to } => {
                     let loc = defs[to.index()].map(|n| g.nodes[n].loc.clone()).unwrap_or_default();
@@ -322,13 +359,21 @@ impl Lowerer<'_> {
             })
             .collect();
         let in_place = self.in_place(g, group);
+        let index = self.plan.groups.len();
+        let machine = match self.halved.get(&index) {
+            Some(&times) => Machine::reduced(self.chip, times),
+            None => self.machine,
+        };
         let scheduled =
-            schedule::schedule(group, &constants, self.machine, in_place.is_some()).map_err(|e| match e {
-                Error::Tile { error, .. } => {
-                    Error::Tile { group: format!("{} at {}", group.name, group.loc), error }
-                }
-                e => e,
-            })?;
+            schedule::schedule(group, &constants, machine, in_place.is_some()).unwrap_or_else(|e| {
+                self.errors.push(match e {
+                    Error::Tile { error, .. } => {
+                        Error::Tile { group: format!("{} at {}", group.name, group.loc), error }
+                    }
+                    e => e,
+                });
+                schedule::Scheduled::default()
+            });
         let mut inputs = Vec::new();
         for &v in &group.inputs {
             inputs.push(self.get(g, map, v)?);
@@ -356,7 +401,6 @@ impl Lowerer<'_> {
             packed.push(self.packed(packing, inputs[*i], constants[*i].as_ref(), &group.loc)?);
         }
         let (flops, bytes) = cost(&group.graph);
-        let index = self.plan.groups.len();
         self.plan.groups.push(Group {
             name: group.name.clone(),
             graph: Arc::new(group.graph.clone()),
@@ -382,7 +426,7 @@ impl Lowerer<'_> {
                     KernelArg::Dim(d) => Arg::Dim(d.clone()),
                 })
                 .collect();
-            let artifact = self.kernel(launch.kernel, group)?;
+            let artifact = self.kernel(launch.kernel, group, index);
             let kind = StepKind::Launch { artifact, entry: 0, grid: launch.grid, args, group: index };
             Self::step(steps, kind, &group.loc);
         }
@@ -477,29 +521,46 @@ impl Lowerer<'_> {
         }
     }
 
-    /// The position of a kernel, after the rewrites that the chip needs.
-    fn kernel(&mut self, mut kernel: Kernel, group: &fuse::Group) -> Result<usize, Error> {
+    /// The position of a kernel.
+    fn kernel(&mut self, mut kernel: Kernel, group: &fuse::Group, index: usize) -> usize {
         let name = std::mem::replace(&mut kernel.name, "kernel".into());
         let text = kernel.to_string();
         if let Some(&i) = self.by_text.get(&text) {
-            return Ok(i);
+            self.kernels[i].serves.push(index);
+            return i;
         }
         kernel.name = name;
         let i = self.kernels.len();
         self.by_text.insert(text, i);
-        self.kernels.push(Shared { kernel, group: group.name.clone(), loc: group.loc.clone() });
-        Ok(i)
+        let (group, loc) = (group.name.clone(), group.loc.clone());
+        self.kernels.push(Shared { kernel, group, loc, serves: vec![index] });
+        i
     }
 
-    fn compile_kernels(&mut self) -> Result<(), Error> {
+    /// Compiles every kernel; gives the groups whose tiles must be smaller.
+    fn compile_kernels(&mut self) -> BTreeSet<usize> {
         let (compiler, chip) = (self.compiler, self.chip);
         let kernels = std::mem::take(&mut self.kernels);
-        let artifacts: Vec<Result<Artifact, Error>> =
-            kernels.into_par_iter().map(|s| compile_kernel(s, compiler, chip)).collect();
-        for a in artifacts {
-            self.plan.artifacts.push(a?);
+        // On machines with scratchpads the schedules choose other tiles first.
+        let last = |s: &Shared| {
+            let halved = |g: &usize| self.halved.get(g).copied().unwrap_or(0);
+            self.machine.scratch.is_none() || s.serves.iter().any(|g| halved(g) >= MOST_HALVINGS)
+        };
+        let answers: Vec<Result<Artifact, Error>> =
+            kernels.par_iter().map(|s| compile_kernel(s, compiler, chip, last(s))).collect();
+        let mut too_large = BTreeSet::new();
+        for (s, answer) in kernels.iter().zip(answers) {
+            match answer {
+                Ok(a) => self.plan.artifacts.push(a),
+                Err(Error::Backend { error, .. })
+                    if matches!(*error, CompileError::TooLarge { .. }) && !last(s) =>
+                {
+                    too_large.extend(&s.serves)
+                }
+                Err(e) => self.errors.push(e),
+            }
         }
-        Ok(())
+        too_large
     }
 
     fn host(&mut self, g: &Graph, node: &Node, map: &mut Map, steps: &mut Vec<Step>) -> Result<(), Error> {
@@ -728,8 +789,8 @@ fn pack(plan: &mut Plan, pending: Vec<(usize, ValueRef, Tensor, Packing)>) -> Re
     Ok(())
 }
 
-fn compile_kernel(s: Shared, compiler: &dyn Compiler, chip: &Chip) -> Result<Artifact, Error> {
-    let mut kernel = s.kernel;
+fn compile_kernel(s: &Shared, compiler: &dyn Compiler, chip: &Chip, cut: bool) -> Result<Artifact, Error> {
+    let mut kernel = s.kernel.clone();
     crate::expand::expand(&mut kernel, &|op, operands| {
         matches!(compiler.supports(op, operands, &[], chip), Support::Native)
     });
@@ -745,7 +806,8 @@ fn compile_kernel(s: Shared, compiler: &dyn Compiler, chip: &Chip) -> Result<Art
     let mut answer = attempt(&kernel);
     // Smaller tiles, until the back end takes them or they are a few registers' worth.
     let mut registers = Registers::of(chip);
-    while let Err(CompileError::TooLarge { .. }) = answer
+    while cut
+        && let Err(CompileError::TooLarge { .. }) = answer
         && registers.count >= LEAST_REGISTERS
     {
         let smaller = split(&kernel, registers)

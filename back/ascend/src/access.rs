@@ -12,22 +12,36 @@ struct Clip {
 }
 
 impl Emit<'_> {
-    /// The factors that lie in memory, flattened, and those that repeat.
-    fn factors(map: &TileMap) -> (Vec<Factor>, bool) {
-        let memory: Vec<Factor> = map.0.iter().flatten().filter(|f| f.dim.is_some()).copied().collect();
-        let repeats = map.0.iter().flatten().any(|f| f.dim.is_none() && f.size > 1);
-        (memory, repeats)
+    /// The factors of more than one element that lie in memory, in the order of memory: of dims, and along one dim the far steps
+    /// first. With the place of each among all factors of more than one element, of which there are so many.
+    fn factors(map: &TileMap) -> (Vec<Factor>, Vec<usize>, Vec<usize>) {
+        let all: Vec<Factor> = map.0.iter().flatten().filter(|f| f.size > 1).copied().collect();
+        let mut places: Vec<usize> = (0..all.len()).filter(|&i| all[i].dim.is_some()).collect();
+        places.sort_by_key(|&i| (all[i].dim, std::cmp::Reverse(all[i].step.abs())));
+        (places.iter().map(|&i| all[i]).collect(), places, all.iter().map(|f| f.size).collect())
+    }
+
+    /// Whether some elements fall on one place.
+    pub(crate) fn repeats(map: &TileMap) -> bool {
+        map.0.iter().flatten().any(|f| f.size > 1 && (f.dim.is_none() || f.step == 0))
+    }
+
+    /// Whether a block is a window that bounds clip: no more than one factor steps along a bounded dim, and forwards.
+    pub(crate) fn is_window(map: &TileMap, inside: &[bool]) -> bool {
+        let along = |d: usize| map.0.iter().flatten().filter(move |f| f.size > 1 && f.dim == Some(d));
+        (0..inside.len())
+            .filter(|&d| !inside[d])
+            .all(|d| along(d).count() <= 1 && along(d).all(|f| f.step > 0))
     }
 
     /// The window as a memref value and its type, with the clipping it needs.
     fn window(
         &mut self,
-        inst: &Inst,
         view: &ViewSlot,
         index: &[String],
         factors: &[Factor],
         inside: &[bool],
-    ) -> Text<(String, String, Option<Clip>)> {
+    ) -> (String, String, Option<Clip>) {
         let mut offset = view.offset.clone();
         for (i, stride) in index.iter().zip(&view.strides) {
             let t = self.int_mul(i, stride);
@@ -61,22 +75,12 @@ impl Emit<'_> {
             strides.join(", "),
             view.ty
         ));
-        let clip = if inside.iter().all(|&i| i) {
-            None
-        } else {
-            Some(self.clip(inst, view, index, factors, inside)?)
-        };
-        Ok((name, ty, clip))
+        let clip =
+            if inside.iter().all(|&i| i) { None } else { Some(self.clip(view, index, factors, inside)) };
+        (name, ty, clip)
     }
 
-    fn clip(
-        &mut self,
-        inst: &Inst,
-        view: &ViewSlot,
-        index: &[String],
-        factors: &[Factor],
-        inside: &[bool],
-    ) -> Text<Clip> {
+    fn clip(&mut self, view: &ViewSlot, index: &[String], factors: &[Factor], inside: &[bool]) -> Clip {
         let mut clip = Clip {
             first: vec!["0".to_string(); factors.len().max(1)],
             count: factors.iter().map(|f| f.size.to_string()).collect(),
@@ -85,11 +89,10 @@ impl Emit<'_> {
             clip.count.push("1".to_string());
         }
         for d in (0..inside.len()).filter(|&d| !inside[d]) {
-            let on: Vec<usize> =
-                (0..factors.len()).filter(|&i| factors[i].dim == Some(d) && factors[i].size > 1).collect();
+            let on = factors.iter().position(|f| f.dim == Some(d));
             let zero = self.int(0);
-            match on[..] {
-                [] => {
+            match on {
+                None => {
                     // The index alone decides: nothing or all of the first dim.
                     let low = self.pred("sge", &index[d], &zero);
                     let high = self.pred("slt", &index[d], &view.dims[d]);
@@ -100,11 +103,8 @@ impl Emit<'_> {
                     self.line(format!("{n} = arith.select {both}, {have}, {zero} : i64"));
                     clip.count[0] = self.index(&n);
                 }
-                [i] => {
+                Some(i) => {
                     let f = factors[i];
-                    if f.step <= 0 {
-                        return self.refuse(inst, "a bounded dim walked backwards");
-                    }
                     let (step, size) = (self.int(f.step), self.int(f.size as i64));
                     let left = self.int_sub(&view.dims[d], &index[d]);
                     let reach = self.int_ceil_div(&left, &step);
@@ -132,10 +132,9 @@ impl Emit<'_> {
                     };
                     clip.count[i] = self.index(&n);
                 }
-                _ => return self.refuse(inst, "a bounded view dim that several factors step along"),
             }
         }
-        Ok(clip)
+        clip
     }
 
     /// The part of a memref that a clip leaves, and its type.
@@ -168,17 +167,30 @@ impl Emit<'_> {
         (sub, to)
     }
 
+    /// A tensor with dim `order[i]` of the operand as dim `i`.
+    fn transposed(&mut self, t: String, element: &str, shape: &[usize], order: &[usize]) -> String {
+        if order.is_sorted() {
+            return t;
+        }
+        let to: Vec<usize> = order.iter().map(|&i| shape[i]).collect();
+        let ty = format!("tensor<{}>", shaped(&to, element));
+        let (empty, name) = (self.empty(&ty), self.fresh());
+        let order = order.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+        self.line(format!(
+            "{name} = linalg.transpose ins({t} : tensor<{}>) outs({empty} : {ty}) permutation = [{order}]",
+            shaped(shape, element)
+        ));
+        name
+    }
+
     pub(crate) fn load(&mut self, inst: &Inst, map: &TileMap, inside: &[bool], pad: Num) -> Text<()> {
         let view = self.view(inst.operands[0])?;
         let index =
             inst.operands[1..=inside.len()].iter().map(|&v| self.scalar(v)).collect::<Text<Vec<_>>>()?;
-        let (factors, repeats) = Self::factors(map);
-        if repeats {
-            return self.refuse(inst, "a block that repeats elements");
-        }
-        let (name, ty, clip) = self.window(inst, &view, &index, &factors, inside)?;
-        let shape: Vec<usize> = factors.iter().map(|f| f.size).collect();
-        let shape = if shape.is_empty() { vec![1] } else { shape };
+        let (factors, places, all) = Self::factors(map);
+        let (name, ty, clip) = self.window(&view, &index, &factors, inside);
+        let present: Vec<usize> = factors.iter().map(|f| f.size).collect();
+        let shape = if present.is_empty() { vec![1] } else { present.clone() };
         let element = mlir(view.dtype);
         let local_ty = format!("memref<{}>", shaped(&shape, &element));
         let local = self.fresh();
@@ -198,8 +210,30 @@ impl Emit<'_> {
         }
         let t = self.fresh();
         self.line(format!("{t} = bufferization.to_tensor {local} restrict writable : {local_ty}"));
+        // From the order of memory to the tile's.
+        let mut order: Vec<usize> = (0..places.len()).collect();
+        order.sort_by_key(|&i| places[i]);
+        let moved: Vec<usize> = order.iter().map(|&i| present[i]).collect();
+        let mut t = self.transposed(t, &element, &shape, &order);
+        let mut now = if moved.is_empty() { shape } else { moved };
+        if places.len() < all.len() && !places.is_empty() {
+            let missing: Vec<String> =
+                (0..all.len()).filter(|i| !places.contains(i)).map(|i| i.to_string()).collect();
+            let to = format!("tensor<{}>", shaped(&all, &element));
+            let (empty, wide) = (self.empty(&to), self.fresh());
+            self.line(format!(
+                "{wide} = linalg.broadcast ins({t} : tensor<{}>) outs({empty} : {to}) dimensions = [{}]",
+                shaped(&now, &element),
+                missing.join(", ")
+            ));
+            (t, now) = (wide, all);
+        } else if places.is_empty() && !all.is_empty() {
+            let scalar = self.reshaped(&t, &element, &now, &[]);
+            t = self.fill(&scalar, &element, &format!("tensor<{}>", shaped(&all, &element)));
+            now = all;
+        }
         let result_shape = self.shape(inst.results[0]);
-        let t = self.reshaped(&t, &element, &shape, &result_shape);
+        let t = self.reshaped(&t, &element, &now, &result_shape);
         let t = self.truth_values(t, view.dtype, &result_shape);
         self.define(inst.results[0], Slot::Value(t));
         Ok(())
@@ -209,18 +243,16 @@ impl Emit<'_> {
         let view = self.view(inst.operands[0])?;
         let index =
             inst.operands[2..2 + inside.len()].iter().map(|&v| self.scalar(v)).collect::<Text<Vec<_>>>()?;
-        let (factors, repeats) = Self::factors(map);
-        if repeats {
-            return self.refuse(inst, "a block that repeats elements");
-        }
-        let (name, ty, clip) = self.window(inst, &view, &index, &factors, inside)?;
+        let (factors, places, all) = Self::factors(map);
+        let (name, ty, clip) = self.window(&view, &index, &factors, inside);
         let shape: Vec<usize> = factors.iter().map(|f| f.size).collect();
         let shape = if shape.is_empty() { vec![1] } else { shape };
         let element = mlir(view.dtype);
         let from = self.shape(inst.operands[1]);
         let value = self.scalar(inst.operands[1])?;
         let value = self.bytes_of(value, view.dtype, &from);
-        let value = self.reshaped(&value, &element, &from, &shape);
+        let value = self.reshaped(&value, &element, &from, if all.is_empty() { &[1] } else { &all });
+        let value = self.transposed(value, &element, &all, &places);
         let tensor = format!("tensor<{}>", shaped(&shape, &element));
         match clip {
             None => self.line(format!(

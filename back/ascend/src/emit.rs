@@ -33,6 +33,8 @@ pub(crate) enum Slot {
         name: String,
         ty: String,
         dtype: DType,
+        /// Number of elements.
+        len: String,
     },
     View(ViewSlot),
 }
@@ -41,7 +43,10 @@ pub(crate) struct Emit<'a> {
     kernel: &'a Kernel,
     chip: &'a Chip,
     out: String,
-    depth: usize,
+    /// Lines written.
+    lines: usize,
+    origins: Vec<(usize, String)>,
+    pub depth: usize,
     next: usize,
     slots: HashMap<Val, Slot>,
     /// Integer constants by name.
@@ -52,17 +57,30 @@ pub(crate) struct Emit<'a> {
     squeezed: HashMap<Val, (String, Vec<usize>)>,
     /// Tiles that must come from a fill: accumulators of products and reductions.
     filled: HashSet<Val>,
+    /// Tiles that a matrix unit reads as they lie in memory.
+    matrix: HashSet<Val>,
+}
+
+/// A kernel's text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Emitted {
+    /// The text.
+    pub text: String,
+    /// The first line (from 1) of each instruction, and its name with its types and place in the user's model.
+    pub origins: Vec<(usize, String)>,
 }
 
 /// The text of a verified kernel for a chip; equal kernels give equal text.
 ///
 /// # Errors
 /// An instruction that the chip lacks, by name.
-pub fn emit(kernel: &Kernel, chip: &Chip) -> Result<String, CompileError> {
+pub fn emit(kernel: &Kernel, chip: &Chip) -> Result<Emitted, CompileError> {
     let mut e = Emit {
         kernel,
         chip,
         out: String::new(),
+        lines: 2,
+        origins: Vec::new(),
         depth: 1,
         next: 0,
         slots: HashMap::new(),
@@ -70,10 +88,12 @@ pub fn emit(kernel: &Kernel, chip: &Chip) -> Result<String, CompileError> {
         not_negative: HashSet::new(),
         squeezed: HashMap::new(),
         filled: HashSet::new(),
+        matrix: HashSet::new(),
     };
     find_fills(&kernel.body, &mut e.filled);
+    find_operands(&kernel.body, &mut e.matrix);
     e.kernel()?;
-    Ok(e.out)
+    Ok(Emitted { text: e.out, origins: e.origins })
 }
 
 fn find_fills(block: &Block, out: &mut HashSet<Val>) {
@@ -85,6 +105,20 @@ fn find_fills(block: &Block, out: &mut HashSet<Val>) {
             _ => {}
         }
         inst.blocks.iter().for_each(|b| find_fills(b, out));
+    }
+}
+
+/// The operands of products, and what they are other views of.
+fn find_operands(block: &Block, out: &mut HashSet<Val>) {
+    for inst in block.insts.iter().rev() {
+        inst.blocks.iter().for_each(|b| find_operands(b, out));
+        match inst.op {
+            Op::Mma {} => out.extend(&inst.operands[1..]),
+            Op::Permute { .. } | Op::Reshape { .. } if out.contains(&inst.results[0]) => {
+                out.insert(inst.operands[0]);
+            }
+            _ => {}
+        }
     }
 }
 
@@ -131,13 +165,19 @@ pub(crate) fn constant(d: DType, value: Num) -> String {
 
 impl Emit<'_> {
     pub(crate) fn refuse<T>(&self, inst: &Inst, reason: &str) -> Text<T> {
-        let tys = inst.operands.iter().map(|&v| self.kernel.ty(v).to_string()).collect::<Vec<_>>();
         Err(CompileError::Unsupported {
             kernel: self.kernel.name.clone(),
-            instruction: format!("{} ({})", inst.op.name(), tys.join(", ")),
+            instruction: self.title(inst),
             chip: self.chip.name.clone(),
             reason: reason.to_string(),
         })
+    }
+
+    /// An instruction's name, types and origin.
+    fn title(&self, inst: &Inst) -> String {
+        let tys = inst.operands.iter().map(|&v| self.kernel.ty(v).to_string()).collect::<Vec<_>>();
+        let at = inst.loc.as_ref().map(|l| format!(" at {l}")).unwrap_or_default();
+        format!("{} ({}){at}", inst.op.name(), tys.join(", "))
     }
 
     fn internal<T>(&self, detail: &str) -> Text<T> {
@@ -145,6 +185,7 @@ impl Emit<'_> {
     }
 
     pub(crate) fn line(&mut self, text: String) {
+        self.lines += 1 + text.matches('\n').count();
         let _ = writeln!(self.out, "{:indent$}{text}", "", indent = self.depth * 2);
     }
 
@@ -161,7 +202,7 @@ impl Emit<'_> {
         self.kernel.ty(v).as_tile().map(|(_, s)| s.to_vec()).unwrap_or_default()
     }
 
-    fn dtype(&self, v: Val) -> DType {
+    pub(crate) fn dtype(&self, v: Val) -> DType {
         self.kernel.ty(v).dtype()
     }
 
@@ -174,6 +215,16 @@ impl Emit<'_> {
         match self.slots.get(&v) {
             Some(Slot::Value(name)) => Ok(name.clone()),
             _ => self.internal("a buffer or view stands where a value is wanted"),
+        }
+    }
+
+    /// A buffer's name, type, element type and length.
+    pub(crate) fn buffer(&self, v: Val) -> Text<(String, String, DType, String)> {
+        match self.slots.get(&v) {
+            Some(Slot::Buffer { name, ty, dtype, len }) => {
+                Ok((name.clone(), ty.clone(), *dtype, len.clone()))
+            }
+            _ => self.internal("a buffer is wanted"),
         }
     }
 
@@ -314,7 +365,7 @@ impl Emit<'_> {
         t
     }
 
-    fn index_constant(&mut self, k: usize) -> String {
+    pub(crate) fn index_constant(&mut self, k: usize) -> String {
         let name = self.fresh();
         self.line(format!("{name} = arith.constant {k} : index"));
         name
@@ -355,7 +406,8 @@ impl Emit<'_> {
                 ParamKind::Buffer(d, _) => {
                     let ty = format!("memref<?x{}>", mlir(d));
                     args.push(format!("{name}: {ty}"));
-                    self.define(p.value, Slot::Buffer { name, ty, dtype: d });
+                    let len = format!("%len{i}");
+                    self.define(p.value, Slot::Buffer { name, ty, dtype: d, len });
                 }
                 ParamKind::Scalar(d) => {
                     args.push(format!("{name}: {}", element(d)));
@@ -363,6 +415,10 @@ impl Emit<'_> {
                 }
             }
         }
+        // Device pointers carry no length.
+        let buffers =
+            kernel.params.iter().enumerate().filter(|(_, p)| matches!(p.kind, ParamKind::Buffer(..)));
+        args.extend(buffers.map(|(i, _)| format!("%len{i}: i64")));
         args.extend(["gx", "gy", "gz", "px", "py", "pz"].map(|n| format!("%{n}: i32")));
         let symbol: String =
             kernel.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
@@ -382,6 +438,7 @@ impl Emit<'_> {
     }
 
     fn inst(&mut self, inst: &Inst) -> Text<()> {
+        self.origins.push((self.lines + 1, self.title(inst)));
         let tys = |vals: &[Val]| vals.iter().map(|&v| self.kernel.ty(v).clone()).collect::<Vec<Ty>>();
         match legal::supports(&inst.op, &tys(&inst.operands), &tys(&inst.results), self.chip) {
             Support::Native => {}
@@ -394,14 +451,37 @@ impl Emit<'_> {
             Op::For {} => return self.for_loop(inst),
             Op::While {} => return self.while_loop(inst),
             Op::If {} => return self.branch(inst),
-            Op::Load { map, inside, pad, .. } => return self.load(inst, map, inside, *pad),
-            Op::Store { map, inside, .. } => return self.store(inst, map, inside),
+            Op::Load { map, inside, pad, masked } => {
+                // A matrix unit's operand is not clipped in front: its layout has no such place.
+                let index = &inst.operands[1..];
+                let behind = |d: usize| match self.slots.get(&index[d]) {
+                    Some(Slot::Value(name)) => self.not_negative.contains(name),
+                    _ => false,
+                };
+                let along = |d: usize| map.0.iter().flatten().any(|f| f.size > 1 && f.dim == Some(d));
+                let clipped = self.matrix.contains(&inst.results[0])
+                    && (0..inside.len()).any(|d| !inside[d] && along(d) && !behind(d));
+                return match *masked || clipped || !Self::is_window(map, inside) {
+                    true => self.load_elements(inst, map, inside, *pad),
+                    false => self.load(inst, map, inside, *pad),
+                };
+            }
+            Op::Store { map, inside, masked } => {
+                return match *masked || !Self::is_window(map, inside) || Self::repeats(map) {
+                    true => self.store_elements(inst, map, inside),
+                    false => self.store(inst, map, inside),
+                };
+            }
+            Op::Gather { pad, .. } => return self.gather(inst, *pad),
+            Op::Scatter { .. } => return self.scatter(inst),
+            Op::BufferLen {} => {
+                let len = self.buffer(inst.operands[0])?.3;
+                self.define(inst.results[0], Slot::Value(len));
+                return Ok(());
+            }
             Op::Prefetch {} => return Ok(()),
             Op::View { rank } => {
-                let Some(Slot::Buffer { name, ty, dtype }) = self.slots.get(&inst.operands[0]).cloned()
-                else {
-                    return self.internal("a view of no buffer");
-                };
+                let (name, ty, dtype, _) = self.buffer(inst.operands[0])?;
                 let rest = inst.operands[1..].iter().map(|&v| self.scalar(v)).collect::<Text<Vec<_>>>()?;
                 let view = ViewSlot {
                     buffer: name,
@@ -417,7 +497,8 @@ impl Emit<'_> {
             Op::Alloc { dtype, len } => {
                 let (name, ty) = (self.fresh(), format!("memref<{len}x{}>", mlir(*dtype)));
                 self.line(format!("{name} = memref.alloc() : {ty}"));
-                self.define(inst.results[0], Slot::Buffer { name, ty, dtype: *dtype });
+                let len = self.int(*len as i64);
+                self.define(inst.results[0], Slot::Buffer { name, ty, dtype: *dtype, len });
                 return Ok(());
             }
             Op::Reduce { combiner, dims } => return self.reduce(inst, *combiner, dims),
@@ -528,7 +609,7 @@ impl Emit<'_> {
         Ok(name)
     }
 
-    fn empty(&mut self, ty: &str) -> String {
+    pub(crate) fn empty(&mut self, ty: &str) -> String {
         let name = self.fresh();
         self.line(format!("{name} = tensor.empty() : {ty}"));
         name
@@ -554,23 +635,37 @@ impl Emit<'_> {
         name
     }
 
-    fn fill(&mut self, scalar: &str, element: &str, ty: &str) -> String {
+    pub(crate) fn fill(&mut self, scalar: &str, element: &str, ty: &str) -> String {
         let (empty, name) = (self.empty(ty), self.fresh());
         self.line(format!("{name} = linalg.fill ins({scalar} : {element}) outs({empty} : {ty}) -> {ty}"));
         name
     }
 
     fn iota(&mut self, d: DType, shape: &[usize], dim: usize) -> String {
-        let ty = ty_text(d, shape);
-        let empty = self.empty(&ty);
-        let (zero, one) = (self.index_constant(0), self.index_constant(1));
-        let strides = (0..shape.len()).map(|i| if i == dim { one.clone() } else { zero.clone() });
-        let strides = strides.collect::<Vec<_>>().join(", ");
-        let name = self.fresh();
+        if shape.is_empty() {
+            return self.int(0);
+        }
+        // Along one dim, then repeated along the others.
+        let line = ty_text(d, &shape[dim..=dim]);
+        let empty = self.empty(&line);
+        let (zero, one, name) = (self.index_constant(0), self.index_constant(1), self.fresh());
         self.line(format!(
-            "{name} = hfusion.arange offset[{zero}] strides[{strides}] outs({empty} : {ty}) -> {ty}"
+            "{name} = hfusion.arange offset[{zero}] strides[{one}] outs({empty} : {line}) -> {line}"
         ));
-        name
+        let others: Vec<String> = (0..shape.len()).filter(|i| *i != dim).map(|i| i.to_string()).collect();
+        if others.is_empty() {
+            return name;
+        }
+        if shape.iter().product::<usize>() == shape[dim] {
+            return self.reshaped(&name, &element(d), &shape[dim..=dim], shape);
+        }
+        let ty = ty_text(d, shape);
+        let (empty, wide) = (self.empty(&ty), self.fresh());
+        self.line(format!(
+            "{wide} = linalg.broadcast ins({name} : {line}) outs({empty} : {ty}) dimensions = [{}]",
+            others.join(", ")
+        ));
+        wide
     }
 
     fn unary(&mut self, inst: &Inst, u: Unary, d: DType, x: &str, ty: &str, name: &str) -> Text<()> {

@@ -7,9 +7,12 @@
 //! what does not fit; the last step to an object file needs the toolkit of a machine with the chip.
 //!
 //! This crate promises: what [`emit()`] accepts means what the tile kernel means, element by element, or is refused by name.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod access;
+pub mod artifact;
+pub mod device;
+mod elements;
 mod emit;
 mod legal;
 pub mod tool;
@@ -20,7 +23,9 @@ use tongtu_chip::{Chip, Kind};
 use tongtu_plan::backend::{Artifact, CompileError, Compiler, Entry, Support};
 use tongtu_tile::{Module, Op, ParamKind, Ty};
 
-pub use emit::emit;
+pub use artifact::Part;
+pub use device::Simulator;
+pub use emit::{Emitted, emit};
 pub use tool::Tool;
 
 /// The back end's name, which its artifacts carry.
@@ -44,16 +49,17 @@ impl Compiler for AscendCompiler {
 
     fn compile(&self, module: &Module, chip: &Chip) -> Result<Artifact, CompileError> {
         let tool = Tool::find(chip)?;
-        let mut text = String::new();
+        let mut parts = Vec::new();
         let mut entries = Vec::new();
         for k in &module.kernels {
             let one = emit(k, chip)?;
-            tool.check(&k.name, &one, chip)?;
-            text.push_str(&one);
+            let report = tool.check(&k.name, &one.text, &one.origins, chip)?;
+            parts.push(Part { text: one.text, planned: report.planned });
             let buffers = k.params.iter().filter(|p| matches!(p.kind, ParamKind::Buffer(..))).count();
             let scalars = k.params.len() - buffers;
             entries.push(Entry { name: k.name.clone(), scratch: 0, buffers, scalars });
         }
-        Ok(Artifact { backend: NAME.to_string(), entries, bytes: Arc::from(text.into_bytes()) })
+        let bytes = Arc::from(artifact::write(&chip.name, &parts).into_bytes());
+        Ok(Artifact { backend: NAME.to_string(), entries, bytes })
     }
 }

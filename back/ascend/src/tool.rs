@@ -4,11 +4,13 @@
 //! memory and synchronisation and stops where the toolkit's closed `hivmc` would make the object file; a stand-in for that
 //! program lets the check end with success.
 
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use sha2::{Digest, Sha256};
 use tongtu_chip::Chip;
 use tongtu_plan::backend::CompileError;
 
@@ -27,8 +29,46 @@ pub struct Tool {
 /// What a check found out.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// The program after memory planning, the input of the last step.
+    /// The device program after memory planning, synchronisation and the split into cores, in MLIR's generic form.
     pub planned: String,
+}
+
+/// The vendor's answer to one text.
+enum Verdict {
+    Planned(String),
+    TooLarge { level: String, need: u64, limit: u64 },
+    Refused(String),
+}
+
+impl Verdict {
+    fn to_text(&self) -> String {
+        match self {
+            Verdict::Planned(p) => format!("planned\n{p}"),
+            Verdict::TooLarge { level, need, limit } => format!("overflow {level} {need} {limit}\n"),
+            Verdict::Refused(why) => format!("refused\n{why}"),
+        }
+    }
+
+    fn from_text(text: &str) -> Option<Verdict> {
+        let (head, rest) = text.split_once('\n')?;
+        let words: Vec<&str> = head.split(' ').collect();
+        Some(match words[..] {
+            ["planned"] => Verdict::Planned(rest.to_string()),
+            ["refused"] => Verdict::Refused(rest.to_string()),
+            ["overflow", level, need, limit] => Verdict::TooLarge {
+                level: level.to_string(),
+                need: need.parse().ok()?,
+                limit: limit.parse().ok()?,
+            },
+            _ => return None,
+        })
+    }
+}
+
+/// The last point in the pipeline where vector operations are still those of the kernel: after memory planning, synchronisation and the split
+/// into cores, before library calls and intrinsics.
+fn last_pass(chip: &Chip) -> &'static str {
+    if chip.arch.contains("950") { "convert-vector-to-hivmave" } else { "convert-hivm-to-std" }
 }
 
 fn program_name(chip: &Chip) -> &'static str {
@@ -39,10 +79,16 @@ fn program_name(chip: &Chip) -> &'static str {
 fn places() -> Vec<PathBuf> {
     let mut out: Vec<PathBuf> =
         std::env::var_os("PATH").map(|p| std::env::split_paths(&p).collect()).unwrap_or_default();
-    let home = std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".cache"));
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or(home);
-    out.extend(cache.map(|c| c.join("tongtu/ascendnpu-ir/ascendnpuir/bin")));
+    out.extend(cache().map(|c| c.join("ascendnpu-ir/ascendnpuir/bin")));
     out
+}
+
+/// This project's cache.
+fn cache() -> Option<PathBuf> {
+    let home = std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".cache"));
+    let base = std::env::var_os("XDG_CACHE_HOME").filter(|d| !d.is_empty()).map(PathBuf::from).or(home);
+    let own = std::env::var_os("TONGTU_CACHE").filter(|d| !d.is_empty()).map(PathBuf::from);
+    own.or(base.map(|c| c.join("tongtu")))
 }
 
 impl Tool {
@@ -62,31 +108,93 @@ impl Tool {
         })
     }
 
-    /// Runs the program on a kernel's text.
+    /// The program's verdict on a kernel's text, from the cache where it has been given before. `origins` names the
+    /// instruction that each line from one on comes from.
     ///
     /// # Errors
     /// What the program says: [`CompileError::TooLarge`] where a storage level overflows, else [`CompileError::Internal`] with its
-    /// diagnostics.
-    pub fn check(&self, kernel: &str, text: &str, chip: &Chip) -> Result<Report, CompileError> {
+    /// diagnostics and the instructions they are about.
+    pub fn check(
+        &self,
+        kernel: &str,
+        text: &str,
+        origins: &[(usize, String)],
+        chip: &Chip,
+    ) -> Result<Report, CompileError> {
         let internal = |detail: String| CompileError::Internal { kernel: kernel.to_string(), detail };
+        let known = cached(text, chip);
+        let read = known.as_ref().and_then(|p| std::fs::read_to_string(p).ok());
+        let verdict = match read.as_deref().and_then(Verdict::from_text) {
+            Some(v) => v,
+            None => {
+                let v =
+                    self.ask(text, chip).map_err(|e| internal(format!("{}: {e}", self.program.display())))?;
+                if let Some(path) = known {
+                    keep(&path, &v.to_text());
+                }
+                v
+            }
+        };
+        match verdict {
+            Verdict::Planned(planned) => Ok(Report { planned }),
+            Verdict::TooLarge { level, need, limit } => {
+                Err(CompileError::TooLarge { kernel: kernel.to_string(), level, need, limit })
+            }
+            Verdict::Refused(why) => Err(internal(with_origins(&why, origins))),
+        }
+    }
+
+    fn ask(&self, text: &str, chip: &Chip) -> std::io::Result<Verdict> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("tongtu-ascend-{}-{n}", std::process::id()));
-        let result = (|| {
+        let result = (|| -> std::io::Result<(bool, String, String)> {
             std::fs::create_dir_all(&dir)?;
             for name in ["hivmc", "hivmc-a5"] {
                 stand_in(&dir.join(name))?;
             }
             std::fs::write(dir.join("kernel.mlir"), text)?;
-            self.launch(&dir, chip)
+            let (ok, said) = self.launch(&dir, chip)?;
+            let last = std::fs::read_to_string(dir.join("out/module.hivm.opt.mlir"));
+            Ok((ok, said, last.unwrap_or_default()))
         })();
-        let planned = std::fs::read_to_string(dir.join("out/module.hivm.opt.mlir"));
         let _ = std::fs::remove_dir_all(&dir);
-        let (ok, said) = result.map_err(|e| internal(format!("{}: {e}", self.program.display())))?;
-        match planned {
-            Ok(planned) if ok => Ok(Report { planned }),
-            _ => Err(overflow(kernel, &said).unwrap_or_else(|| internal(first_lines(&said)))),
+        let (ok, said, last) = result?;
+        let (said, planned) = match said.rfind(DUMP) {
+            Some(at) if ok => (&said[..at], said[at..].split_once('\n').map(|x| x.1)),
+            _ => (&said[..said.find(DUMP).unwrap_or(said.len())], None),
+        };
+        let Some(planned) = planned.filter(|_| !last.is_empty()) else {
+            return Ok(overflow(said).unwrap_or_else(|| Verdict::Refused(first_lines(said))));
+        };
+        let lacking = self.lacking(&last, chip)?;
+        if !lacking.is_empty() {
+            let names = lacking.join(", ");
+            return Ok(Verdict::Refused(format!("the chip's device library lacks {names}")));
         }
+        Ok(Verdict::Planned(planned.to_string()))
+    }
+
+    /// The library functions that a final program calls and that are in no library shipped for the chip.
+    fn lacking(&self, last: &str, chip: &Chip) -> std::io::Result<Vec<String>> {
+        const DECLARED: &str = "func.func private @";
+        let called = last.split(DECLARED).skip(1).filter_map(|s| s.split('(').next());
+        let called: std::collections::BTreeSet<&str> = called.collect();
+        if called.is_empty() {
+            return Ok(Vec::new());
+        }
+        let family = if chip.arch.contains("950") { "c310" } else { "c220" };
+        let folder = self.program.parent().and_then(Path::parent).map(|p| p.join("lib")).unwrap_or_default();
+        let mut names = std::collections::HashSet::new();
+        for entry in std::fs::read_dir(folder)? {
+            let path = entry?.path();
+            let file = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            if file.ends_with(".bc") && (file.contains(family) || file.contains("mix")) {
+                let bytes = std::fs::read(&path)?;
+                names.extend(called.iter().filter(|n| holds(&bytes, n)).map(|n| n.to_string()));
+            }
+        }
+        Ok(called.into_iter().filter(|n| !names.contains(*n)).map(str::to_string).collect())
     }
 
     fn launch(&self, dir: &Path, chip: &Chip) -> std::io::Result<(bool, String)> {
@@ -101,6 +209,8 @@ impl Tool {
             .arg(format!("--target={}", chip.arch))
             .args(["--enable-hfusion-compile=true", "--enable-hivm-compile=true"])
             .args(["--enable-triton-kernel-compile=true", "--save-temps=out", "-o", "kernel.o"])
+            .arg(format!("--mlir-print-ir-before={}", last_pass(chip)))
+            .args(["--mlir-print-ir-module-scope", "--mlir-print-op-generic", "--mlir-disable-threading"])
             .stdin(std::process::Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -137,8 +247,53 @@ fn stand_in(_: &Path) -> std::io::Result<()> {
     Err(std::io::Error::other("the vendor's compiler runs on Linux only"))
 }
 
+/// What begins a dump of the program.
+const DUMP: &str = "// -----// IR Dump Before";
+
+/// Whether a library's bytes hold a function's name.
+fn holds(bytes: &[u8], name: &str) -> bool {
+    let want = format!("_mlir_ciface_{name}");
+    let want = want.as_bytes();
+    bytes.windows(want.len()).any(|w| w == want)
+}
+
+/// Where the verdict on a text is kept: by the compiler's version, the chip and the text.
+fn cached(text: &str, chip: &Chip) -> Option<PathBuf> {
+    let mut hash = Sha256::new();
+    for part in [VERSION, &chip.arch, last_pass(chip), text] {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part.as_bytes());
+    }
+    let mut name = String::new();
+    hash.finalize().iter().for_each(|b| {
+        let _ = write!(name, "{b:02x}");
+    });
+    Some(cache()?.join("ascend").join(&name[..2]).join(name))
+}
+
+/// Writes a cache entry whole or not at all; a cache that cannot be written is no cache.
+fn keep(path: &Path, text: &str) {
+    let own = path.with_extension(format!("{}", std::process::id()));
+    let written = path.parent().is_some_and(|d| std::fs::create_dir_all(d).is_ok())
+        && std::fs::write(&own, text).is_ok()
+        && std::fs::rename(&own, path).is_ok();
+    if !written {
+        let _ = std::fs::remove_file(own);
+    }
+}
+
+/// Diagnostics with the instructions that their lines come from.
+fn with_origins(why: &str, origins: &[(usize, String)]) -> String {
+    let line = |l: &str| {
+        let number: usize = l.split("kernel.mlir:").nth(1)?.split(':').next()?.parse().ok()?;
+        let (_, origin) = origins.iter().rev().find(|o| o.0 <= number)?;
+        Some(format!("{l}\n  in: {origin}"))
+    };
+    why.lines().map(|l| line(l).unwrap_or_else(|| l.to_string())).collect::<Vec<_>>().join("\n")
+}
+
 /// Reads "ub overflow, requires N bits while M bits available".
-fn overflow(kernel: &str, said: &str) -> Option<CompileError> {
+fn overflow(said: &str) -> Option<Verdict> {
     let (before, after) = said.split_once(" overflow, requires ")?;
     let level = before.rsplit(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
     let mut numbers = after.split(|c: char| !c.is_ascii_digit()).filter(|w| !w.is_empty());
@@ -150,12 +305,7 @@ fn overflow(kernel: &str, said: &str) -> Option<CompileError> {
         "cb" => "l0b",
         other => other,
     };
-    Some(CompileError::TooLarge {
-        kernel: kernel.to_string(),
-        level: level.to_string(),
-        need: need.div_ceil(8),
-        limit: limit / 8,
-    })
+    Some(Verdict::TooLarge { level: level.to_string(), need: need.div_ceil(8), limit: limit / 8 })
 }
 
 fn first_lines(said: &str) -> String {
@@ -169,14 +319,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn diagnostics_name_the_instruction() {
+        let origins = [(3, "add (f32[4]) at 'a'".to_string()), (7, "exp (f32[4])".to_string())];
+        let said = with_origins("kernel.mlir:5:2: error: no\nnote", &origins);
+        assert_eq!(said, "kernel.mlir:5:2: error: no\n  in: add (f32[4]) at 'a'\nnote");
+    }
+
+    #[test]
     fn overflow_is_read() {
         let said = "kernel.mlir:3:1: error: ub overflow, requires 2097152 bits while 1572864 bits available! (possible reason)";
-        match overflow("k", said) {
-            Some(CompileError::TooLarge { level, need, limit, .. }) => {
-                assert_eq!((level.as_str(), need, limit), ("ub", 262144, 196608));
-            }
-            other => panic!("{other:?}"),
-        }
-        assert!(overflow("k", "error: something else").is_none());
+        let text = overflow(said).unwrap().to_text();
+        assert_eq!(text, "overflow ub 262144 196608\n");
+        assert_eq!(Verdict::from_text(&text).unwrap().to_text(), text);
+        assert!(overflow("error: something else").is_none());
     }
 }

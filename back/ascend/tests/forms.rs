@@ -23,7 +23,7 @@ fn taken(text: impl Fn(&Chip) -> String) -> Option<[bool; 2]> {
             return None;
         };
         let text = text(chip);
-        match tool.check("form", &text, chip) {
+        match tool.check("form", &text, &[], chip) {
             Ok(_) => *out = true,
             Err(e) => println!("{}: {e}\n{text}", chip.name),
         }
@@ -72,7 +72,7 @@ fn blocks(
 }
 
 fn text(k: &Kernel, chip: &Chip) -> String {
-    emit(k, chip).unwrap_or_else(|e| panic!("{e}"))
+    emit(k, chip).unwrap_or_else(|e| panic!("{e}")).text
 }
 
 #[test]

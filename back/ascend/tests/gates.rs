@@ -22,12 +22,13 @@ fn accepted(k: &Kernel) -> Vec<String> {
     verify(k).unwrap_or_else(|e| panic!("{}", e[0]));
     let mut out = Vec::new();
     for chip in chips() {
-        let text = emit(k, &chip).unwrap_or_else(|e| panic!("{e}"));
-        assert_eq!(text, emit(k, &chip).unwrap(), "the text is not the same twice");
+        let one = emit(k, &chip).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(one, emit(k, &chip).unwrap(), "the text is not the same twice");
+        let text = &one.text;
         assert!(text.starts_with("func.func @"));
         match Tool::find(&chip) {
             Ok(tool) => {
-                let report = tool.check(&k.name, &text, &chip);
+                let report = tool.check(&k.name, text, &one.origins, &chip);
                 out.push(report.unwrap_or_else(|e| panic!("{}: {e}\n{text}", chip.name)).planned);
             }
             Err(e) => eprintln!("NOT CHECKED for {}: {e}", chip.name),

@@ -54,6 +54,14 @@ impl Emit<'_> {
                 };
                 Some(self.op(Op::Cast { to, mode }, &[wide]))
             }
+            (false, true) if from == DType::U32 && to == DType::F32 => {
+                // Both halves are exact, their sum is rounded once.
+                let (high, low) = (self.shr(x, 16), self.and_i(x, 0xffff));
+                let (high, low) = (self.bits(high, DType::I32), self.bits(low, DType::I32));
+                let (high, low) = (self.cast(high, to), self.cast(low, to));
+                let high = self.mul_k(high, 65536.0);
+                Some(self.add(high, low))
+            }
             (false, true) if from.bits() < 32 => {
                 let wide = self.cast(x, if from.is_signed() { DType::I32 } else { DType::U32 });
                 Some(self.cast(wide, to))
@@ -110,6 +118,9 @@ impl Emit<'_> {
             return self.saturate_int(wide, to);
         }
         let d = DType::F64;
+        if self.dtype(x) == DType::F32 && !self.has_wide() {
+            return Some(self.digits_to_int(x, to));
+        }
         let x = self.cast(x, d);
         let t = self.un(Unary::Trunc, x);
         let magnitude = self.un(Unary::Abs, t);
@@ -132,6 +143,42 @@ impl Emit<'_> {
             DType::U64 => self.bits(n, to),
             _ => self.cast(n, to),
         })
+    }
+
+    /// Whether there is f64 to compute in.
+    fn has_wide(&self) -> bool {
+        let wide = Op::Cast { to: DType::F64, mode: CastMode::default() };
+        self.takes(&wide, &[DType::F32])
+    }
+
+    /// An f32 truncated to an integer modulo 2^bits, from its digits.
+    fn digits_to_int(&mut self, x: Val, to: DType) -> Val {
+        let code = self.bits(x, DType::U32);
+        let exponent = self.shr(code, 23);
+        let exponent = self.and_i(exponent, 0xff);
+        let digits = self.and_i(code, 0x007f_ffff);
+        let first = self.i(DType::U32, 0x0080_0000);
+        let digits = self.or(digits, first);
+        let wide = if to.bits() == 64 { DType::U64 } else { DType::U32 };
+        let (e, digits) = (self.cast(exponent, wide), self.cast(digits, wide));
+        // Shifts past the width give 0.
+        let bias = self.i(wide, 150);
+        let (up, down) = (self.sub(e, bias), self.sub(bias, e));
+        let (left, right) = (self.bin(Binary::Shl, digits, up), self.bin(Binary::Shr, digits, down));
+        let large = self.cmp_i(Compare::Ge, exponent, 150);
+        let r = self.sel(large, left, right);
+        let zero = self.i(wide, 0);
+        let minus = self.sub(zero, r);
+        let sign = self.shr(code, 31);
+        let negative = self.cmp_i(Compare::Ne, sign, 0);
+        let r = self.sel(negative, minus, r);
+        let finite = self.cmp_i(Compare::Ne, exponent, 0xff);
+        let r = self.sel(finite, r, zero);
+        match (to, wide) {
+            (DType::I32, _) | (DType::I64, _) => self.bits(r, to),
+            _ if to == wide => r,
+            _ => self.cast(r, to),
+        }
     }
 
     /// A narrow float as f32, exactly.

@@ -77,6 +77,12 @@ impl<'a> Emit<'a> {
         (self.native)(op, &tys)
     }
 
+    /// Whether an operation on tiles of these element types is native.
+    pub fn takes(&self, op: &Op, types: &[DType]) -> bool {
+        let tys: Vec<Ty> = types.iter().map(|&d| Ty::tile(d, &self.shape)).collect();
+        (self.native)(op, &tys)
+    }
+
     /// Whether an operation on tiles of one element type is native.
     pub fn has(&self, op: &Op, d: DType, operands: usize) -> bool {
         (self.native)(op, &vec![Ty::tile(d, &self.shape); operands])

@@ -118,6 +118,11 @@ impl Emit<'_> {
                 Some(self.sel(none, zero, r))
             }
             Binary::Pow => Some(self.power(x, y)),
+            Binary::Div if d == DType::U32 => {
+                let (a, b) = (self.cast(x, DType::I64), self.cast(y, DType::I64));
+                let q = self.div(a, b);
+                Some(self.cast(q, d))
+            }
             _ => None,
         }
     }
@@ -209,7 +214,18 @@ impl Emit<'_> {
                 let (a, b) = (self.cast(x, DType::U8), self.cast(y, DType::U8));
                 return Some(self.cmp(op, a, b));
             }
-            None => return None,
+            None => {
+                // Unsigned order is signed order with the first bit turned.
+                let signed = match d {
+                    DType::U32 => DType::I32,
+                    DType::U64 => DType::I64,
+                    _ => return None,
+                };
+                let top = self.i(d, 1 << (d.bits() - 1));
+                let (a, b) = (self.bin(Binary::Xor, x, top), self.bin(Binary::Xor, y, top));
+                let (a, b) = (self.bits(a, signed), self.bits(b, signed));
+                return Some(self.cmp(op, a, b));
+            }
         };
         let (a, b) = (self.cast(x, w), self.cast(y, w));
         Some(self.cmp(op, a, b))

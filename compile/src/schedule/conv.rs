@@ -67,7 +67,10 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
     if ic == Some(1) && spec.groups > 1 && c.kernel_dim(r, ConvRole::N).as_const() == Some(spec.groups) {
         return depthwise(r, &c);
     }
-    super::direct::schedule(r, &c)
+    match r.machine.scratch {
+        Some(_) => super::block::conv(r, &c),
+        None => super::direct::schedule(r, &c),
+    }
 }
 
 /// One input channel a group: vectors along the channels. A tile of neighbouring outputs loads the columns that it needs once for
@@ -110,7 +113,10 @@ fn depthwise(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
     let known = width.as_const();
     let even = multiple(&channels, 2 * lanes);
     let vectors = if even && known.is_none_or(|w| w <= most(2) as i64) { 2 } else { 1 };
-    let (cl, most) = (vectors * lanes, most(vectors));
+    let (mut cl, most) = (vectors * lanes, most(vectors));
+    if let (Some(_), Some(n)) = (r.machine.scratch, channels.as_const()) {
+        cl = cl.min((n.max(1) as usize).next_multiple_of(16));
+    }
     // Taps first, channels in panels.
     let mut perm = vec![Conv::at(&spec.kernel, ConvRole::N)];
     perm.extend((0..rank).map(|i| Conv::at(&spec.kernel, ConvRole::S(i))));
@@ -195,7 +201,7 @@ fn depthwise(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
                     let w = e.load_view(wb, wv, &wstrides, &packed_dims, &wc, zero_of(g.dtype(c.kernel)))?;
                     let w = e.b.cast(w, ct, CAST)?;
                     let t = e.common(&[x, w, acc])?;
-                    acc = if ct.is_float() {
+                    acc = if ct.is_float() && r.machine.scratch.is_none() {
                         e.b.fma(t[0], t[1], t[2])?
                     } else {
                         let m = e.b.mul(t[0], t[1])?;

@@ -4,6 +4,7 @@
 //! serves every batch and sequence length; small structure (window lengths, steps) is written into the kernel.
 
 mod attention;
+mod block;
 mod contract;
 mod conv;
 mod direct;
@@ -16,7 +17,7 @@ mod taps;
 mod tiles;
 mod window;
 
-use tongtu_chip::Chip;
+use tongtu_chip::{Chip, LevelKind};
 use tongtu_graph::kernel::{Buffer, kernel_of};
 use tongtu_graph::{Graph, Op};
 use tongtu_plan::Packing;
@@ -55,6 +56,9 @@ pub struct Scheduled {
     pub copies: Vec<(usize, usize)>,
 }
 
+/// Vector operations whose tiles fill the smallest scratchpad.
+const VECTORS: usize = 32;
+
 /// What schedules know of the machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Machine {
@@ -64,6 +68,9 @@ pub struct Machine {
     pub registers: usize,
     /// Matrix units.
     pub units: [Option<Unit>; 8],
+    /// Bytes of the smallest scratchpad, on machines whose tiles lie in scratchpads: a tile is no larger. A tile of one vector
+    /// operation is a small part of it.
+    pub scratch: Option<usize>,
 }
 
 /// A matrix unit: `acc[m, n] += lhs[m, k] * rhs[k, n]`, the right operand with the elements of as many steps as fill 32 bits
@@ -79,16 +86,24 @@ pub struct Unit {
 impl Machine {
     /// From a chip's description.
     pub fn of(chip: &Chip) -> Machine {
+        Machine::reduced(chip, 0)
+    }
+    /// The same with tiles of half the size, so many times.
+    pub fn reduced(chip: &Chip, times: u32) -> Machine {
         let mut units = [None; 8];
         let all = chip.matrix.iter().filter_map(|u| {
             let types = [u.lhs.parse().ok()?, u.rhs.parse().ok()?, u.acc.parse().ok()?];
             Some(Unit { types, shape: [u.m as usize, u.n as usize, u.k as usize] })
         });
         units.iter_mut().zip(all).for_each(|(slot, u)| *slot = Some(u));
+        let pads = chip.levels.iter().filter(|l| l.kind == LevelKind::Scratchpad);
+        let scratch = pads.filter_map(|l| l.capacity.as_ref()).map(|c| (c.value >> times) as usize).min();
+        let register = chip.vector.bits as usize / 8;
         Machine {
-            vector_bytes: chip.vector.bits as usize / 8,
+            vector_bytes: scratch.map_or(register, |s| (s / VECTORS).max(register)),
             registers: chip.vector.registers as usize,
             units,
+            scratch,
         }
     }
     /// The matrix unit that takes these element types.
@@ -139,6 +154,7 @@ pub fn schedule(
         Kind::Map => map::schedule(&r),
         Kind::Concat => map::schedule_concat(&r),
         Kind::Reduce(rows) => reduce::schedule(&r, rows),
+        Kind::Contract(n) if machine.scratch.is_some() => block::contract(&r, *n),
         Kind::Contract(n) => contract::schedule(&r, *n),
         Kind::Attention(a) => attention::schedule(&r, a),
         Kind::Conv(n) => conv::schedule(&r, *n),

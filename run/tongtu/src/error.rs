@@ -87,6 +87,9 @@ pub enum Error {
     /// This build has no compiler for the chip.
     #[error("[A005] this build cannot compile for {0}")]
     NoCompiler(String),
+    /// There is no such device on this machine, and no simulation of it.
+    #[error("[A011] this machine cannot run what is compiled for {0}")]
+    NoDevice(String),
     /// An output that is not there.
     #[error("[A006] the model has no output '{name}'; its outputs are {outputs}")]
     UnknownOutput {
@@ -149,6 +152,9 @@ impl Error {
                 "compile the model again on, or for, this machine"
             }
             Error::NoCompiler(_) => "build with the feature `llvm`; `scripts/setup` installs LLVM 22",
+            Error::NoDevice(_) => {
+                "`tongtu compile --chip` compiles for it; `--simulate` runs a chip's simulation, where there is one"
+            }
             Error::Chip(_) => "`tongtu chips` lists the chips",
             _ => return None,
         })

@@ -21,6 +21,7 @@ pub struct Options {
     models: Option<Cache>,
     pub(crate) state: Vec<(String, String)>,
     pub(crate) precision: Precision,
+    pub(crate) simulate: bool,
 }
 
 impl Default for Options {
@@ -39,12 +40,19 @@ impl Options {
             models: Cache::models(),
             state: Vec::new(),
             precision: Precision::F32,
+            simulate: false,
         }
     }
 
     /// For another chip.
     pub fn for_chip(chip: Chip) -> Options {
         Options { chip: Some(chip), ..Options::host() }
+    }
+
+    /// Runs on a simulation of the chip, where there is one: slow, to see what is computed before there is a device.
+    pub fn simulated(mut self) -> Options {
+        self.simulate = true;
+        self
     }
 
     /// Threads that run kernels; 0 for as many as the machine has.

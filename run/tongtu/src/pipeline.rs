@@ -1,8 +1,11 @@
 //! From a module to a plan: the compiler with the back end and caches that the options choose.
 
+use std::sync::Arc;
+
 use tongtu_chip::Kind;
+use tongtu_cpu::CpuDevice;
 use tongtu_graph::Module;
-use tongtu_plan::Plan;
+use tongtu_plan::{Device, Plan};
 
 use crate::error::Error;
 use crate::options::Options;
@@ -17,6 +20,16 @@ pub const MODELS_VERSION: &str = env!("TONGTU_MODELS");
 pub(crate) fn name_ports(plan: &mut Plan, inputs: &[String], outputs: &[String]) {
     let ports = plan.inputs.iter_mut().zip(inputs).chain(plan.outputs.iter_mut().zip(outputs));
     ports.for_each(|(port, name)| port.name = name.clone());
+}
+
+/// The device that the options' chip is, or its simulation.
+pub(crate) fn device(options: &Options) -> Result<Arc<dyn Device>, Error> {
+    let chip = options.chip()?;
+    match chip.kind {
+        Kind::Npu if options.simulate => Ok(Arc::new(tongtu_ascend::Simulator::new(&chip, true))),
+        Kind::Cpu if !options.simulate => Ok(Arc::new(CpuDevice::new(options.threads)?)),
+        _ => Err(Error::NoDevice(chip.name)),
+    }
 }
 
 /// Compiles a module for the options' chip.
@@ -36,6 +49,9 @@ pub fn compile(module: Module, options: &Options) -> Result<Plan, Error> {
                 None => tongtu_compile::compile(module, &compiler, &chip, &settings),
             };
             Ok(plan?)
+        }
+        Kind::Npu => {
+            Ok(tongtu_compile::compile(module, &tongtu_ascend::AscendCompiler, &chip, &Default::default())?)
         }
         _ => {
             let _ = module;

@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use tongtu_cpu::CpuDevice;
 use tongtu_graph::Module;
 use tongtu_plan::bundle::{self, Info};
 use tongtu_plan::{Device, Plan};
@@ -106,7 +105,7 @@ impl Session {
 
     /// Loads a plan on the chip of the options.
     pub fn from_plan(plan: Plan, options: &Options) -> Result<Session, Error> {
-        let device: Arc<dyn Device> = Arc::new(CpuDevice::new(options.threads)?);
+        let device = pipeline::device(options)?;
         let types = (0..plan.inputs.len()).map(|i| type_text(&plan.input_type(i), &plan.symbols)).collect();
         let session = tongtu_runtime::Session::new(plan, vec![device.clone()])?;
         Ok(Session { session, device, options: Box::new(options.clone()), info: None, types })
