@@ -46,6 +46,8 @@ pub enum Command {
     Devices,
     /// Check what is installed and measure this machine.
     Doctor(DoctorArgs),
+    /// Install a vendor's compiler.
+    Toolchain(ToolchainArgs),
     /// Print shell completions.
     Completions {
         /// The shell.
@@ -376,6 +378,30 @@ pub enum ChipsAction {
         /// Its name; `host` is this machine.
         chip: String,
     },
+}
+
+/// Arguments of `toolchain`.
+#[derive(Args, Debug)]
+pub struct ToolchainArgs {
+    #[command(subcommand)]
+    pub action: ToolchainAction,
+}
+
+/// What to do with vendors' compilers.
+#[derive(Subcommand, Debug)]
+pub enum ToolchainAction {
+    /// Install one at its pinned version.
+    Install {
+        /// Which.
+        name: ToolchainName,
+    },
+}
+
+/// Vendors' compilers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ToolchainName {
+    /// `bishengir-compile`, of the Python package `ascendnpu-ir`.
+    Ascend,
 }
 
 /// Arguments of `doctor`.

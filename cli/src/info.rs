@@ -9,7 +9,10 @@ use serde_json::{Value as Json, json};
 use tongtu::cache::Cache;
 use tongtu::{Chip, LoadOptions, Model, Options, Session, bundle};
 
-use crate::args::{ChipsAction, ChipsArgs, Cli, CompileArgs, DoctorArgs, InspectArgs};
+use crate::args::{
+    ChipsAction, ChipsArgs, Cli, CompileArgs, DoctorArgs, InspectArgs, ToolchainAction, ToolchainArgs,
+    ToolchainName,
+};
 use crate::open;
 use crate::ui::{self, Done, FAILED, Fail, Progress, print_json, say, table};
 
@@ -123,6 +126,20 @@ pub fn compile(args: &CompileArgs, as_json: bool) -> Done {
         print_json(&json!({ "bundle": args.output, "bytes": size, "compile_ms": took }));
     } else {
         say!("wrote {} ({}) in {took:.0} ms", args.output.display(), ui::bytes(size));
+    }
+    Ok(0)
+}
+
+/// Installs a vendor's compiler.
+pub fn toolchain(args: &ToolchainArgs, as_json: bool) -> Done {
+    let ToolchainAction::Install { name: ToolchainName::Ascend } = args.action;
+    let folder = {
+        let _wait = Progress::wait("installing");
+        tongtu::toolchain::install_ascend().map_err(tongtu::Error::from)?
+    };
+    match as_json {
+        true => print_json(&json!({ "installed": folder })),
+        false => say!("installed in {}", folder.display()),
     }
     Ok(0)
 }

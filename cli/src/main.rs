@@ -38,6 +38,7 @@ fn dispatch(cli: &Cli) -> Done {
         Command::Chips(a) => info::chips(a, json),
         Command::Devices => info::devices(json),
         Command::Doctor(a) => info::doctor(a, json),
+        Command::Toolchain(a) => info::toolchain(a, json),
         Command::Completions { shell } => info::completions(*shell),
         Command::Man { dir } => info::man(dir.as_deref()),
     }

@@ -12,10 +12,11 @@ struct Clip {
 }
 
 impl Emit<'_> {
-    /// The factors of more than one element that lie in memory, in the order of memory: of dims, and along one dim the far steps
-    /// first. With the place of each among all factors of more than one element, of which there are so many.
-    fn factors(map: &TileMap) -> (Vec<Factor>, Vec<usize>, Vec<usize>) {
-        let all: Vec<Factor> = map.0.iter().flatten().filter(|f| f.size > 1).copied().collect();
+    /// The factors of at least so many elements that lie in memory, in the order of memory: of dims, and along one dim the far steps
+    /// first. With the place of each among all such factors, and their sizes.
+    fn factors(map: &TileMap, least: usize) -> (Vec<Factor>, Vec<usize>, Vec<usize>) {
+        let kept = map.0.iter().flatten().filter(|f| f.size >= least && (f.size > 1 || f.dim.is_some()));
+        let all: Vec<Factor> = kept.copied().collect();
         let mut places: Vec<usize> = (0..all.len()).filter(|&i| all[i].dim.is_some()).collect();
         places.sort_by_key(|&i| (all[i].dim, std::cmp::Reverse(all[i].step.abs())));
         (places.iter().map(|&i| all[i]).collect(), places, all.iter().map(|f| f.size).collect())
@@ -187,7 +188,7 @@ impl Emit<'_> {
         let view = self.view(inst.operands[0])?;
         let index =
             inst.operands[1..=inside.len()].iter().map(|&v| self.scalar(v)).collect::<Text<Vec<_>>>()?;
-        let (factors, places, all) = Self::factors(map);
+        let (factors, places, all) = Self::factors(map, 2);
         let (name, ty, clip) = self.window(&view, &index, &factors, inside);
         let present: Vec<usize> = factors.iter().map(|f| f.size).collect();
         let shape = if present.is_empty() { vec![1] } else { present.clone() };
@@ -243,7 +244,9 @@ impl Emit<'_> {
         let view = self.view(inst.operands[0])?;
         let index =
             inst.operands[2..2 + inside.len()].iter().map(|&v| self.scalar(v)).collect::<Text<Vec<_>>>()?;
-        let (factors, places, all) = Self::factors(map);
+        // Products keep their two dims.
+        let least = if map.0.len() == 2 && map.0.iter().all(|f| f.len() == 1) { 1 } else { 2 };
+        let (factors, places, all) = Self::factors(map, least);
         let (name, ty, clip) = self.window(&view, &index, &factors, inside);
         let shape: Vec<usize> = factors.iter().map(|f| f.size).collect();
         let shape = if shape.is_empty() { vec![1] } else { shape };

@@ -16,6 +16,8 @@ use tongtu_plan::backend::CompileError;
 
 /// The pinned version.
 pub const VERSION: &str = "1.2.0";
+/// What the pinned package's file is: `pip` takes no other.
+const SHA256: &str = "d4e5bfab877ee4ba7b312885f4f5bf646072fd47c88d5aa96f6a11f67d3e8522";
 /// Longest one check may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -91,6 +93,51 @@ fn cache() -> Option<PathBuf> {
     own.or(base.map(|c| c.join("tongtu")))
 }
 
+/// Installs the pinned package, with `pip`, in this project's cache; gives the folder.
+///
+/// # Errors
+/// [`CompileError::Toolchain`] with the words of `pip`, or that there is none.
+pub fn install() -> Result<PathBuf, CompileError> {
+    let fail = |detail: String| CompileError::Toolchain { tool: "ascendnpu-ir".to_string(), detail };
+    let folder = cache().ok_or_else(|| fail("there is no folder for caches".to_string()))?;
+    let to = folder.join("ascendnpu-ir");
+    let list = folder.join("ascendnpu-ir.txt");
+    std::fs::create_dir_all(&folder)
+        .and_then(|()| std::fs::write(&list, format!("ascendnpu-ir=={VERSION} --hash=sha256:{SHA256}\n")))
+        .map_err(|e| fail(format!("{}: {e}", folder.display())))?;
+    // One file serves every Python: only its programs are used.
+    let run = |python: &str| {
+        Command::new(python)
+            .args([
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--no-deps",
+                "--upgrade",
+            ])
+            .args(["--python-version", "3.11", "--only-binary=:all:", "--require-hashes", "--target"])
+            .arg(&to)
+            .arg("-r")
+            .arg(&list)
+            .output()
+    };
+    let mut said = "there is no Python with pip".to_string();
+    for python in ["python3", "python"] {
+        match run(python) {
+            Ok(o) if o.status.success() => {
+                let _ = std::fs::remove_file(&list);
+                return Ok(to);
+            }
+            Ok(o) => said = String::from_utf8_lossy(&o.stderr).trim().to_string(),
+            Err(_) => {}
+        }
+    }
+    let _ = std::fs::remove_file(&list);
+    Err(fail(said))
+}
+
 impl Tool {
     /// Looks for the program.
     ///
@@ -102,8 +149,7 @@ impl Tool {
         found.map(|program| Tool { program }).ok_or_else(|| CompileError::Toolchain {
             tool: name.to_string(),
             detail: format!(
-                "install it with `pip install --no-deps --target ~/.cache/tongtu/ascendnpu-ir ascendnpu-ir=={VERSION}`, \
-                 or put it in PATH"
+                "install it with `tongtu toolchain install ascend` (ascendnpu-ir {VERSION}), or put it in PATH"
             ),
         })
     }

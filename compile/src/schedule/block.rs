@@ -193,7 +193,11 @@ pub(super) fn contract(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
         let y = operand(e, b.value, &at_b, [tk, tn], p.types[1])?;
         p.add(e, sums, x, y)
     })?;
-    e.shape = vec![tm, tn];
+    // A dim of 1 is one row or column of the block.
+    let one = |d: &Dim, n: usize| if d.as_const() == Some(1) { 1 } else { n };
+    let (rows, columns) = (one(&m, tm), one(&nn, tn));
+    let sums = if (rows, columns) == (tm, tn) { sums } else { e.b.extract(sums, &[0, 0], &[rows, columns])? };
+    e.shape = vec![rows, columns];
     epilogue(&mut e, out, sums, None, &outs, &mut |e, _| {
         let mut c = base.clone();
         if let Some(i) = m_at {

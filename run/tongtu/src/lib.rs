@@ -72,6 +72,11 @@ pub mod onnx {
     pub use tongtu_onnx::data::{FileKind, read_file, write_tensor};
 }
 
+/// Other vendors' compilers, which are programs of their own.
+pub mod toolchain {
+    pub use tongtu_ascend::tool::install as install_ascend;
+}
+
 /// Measured limits of this machine.
 #[cfg(any(feature = "llvm", feature = "llvm-static"))]
 pub use tongtu_cpu::probe;
