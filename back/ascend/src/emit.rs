@@ -147,6 +147,11 @@ fn ty_text(d: DType, shape: &[usize]) -> String {
     if shape.is_empty() { element(d) } else { format!("tensor<{}>", shaped(shape, &element(d))) }
 }
 
+/// A kernel's name in the program.
+pub(crate) fn symbol(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
+}
+
 /// A literal: floats by their bits where a short decimal does not say them exactly.
 pub(crate) fn constant(d: DType, value: Num) -> String {
     let code = d.encode(value, Overflow::Format);
@@ -420,8 +425,7 @@ impl Emit<'_> {
             kernel.params.iter().enumerate().filter(|(_, p)| matches!(p.kind, ParamKind::Buffer(..)));
         args.extend(buffers.map(|(i, _)| format!("%len{i}: i64")));
         args.extend(["gx", "gy", "gz", "px", "py", "pz"].map(|n| format!("%{n}: i32")));
-        let symbol: String =
-            kernel.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+        let symbol = symbol(&kernel.name);
         let _ = writeln!(self.out, "func.func @{symbol}({})", args.join(", "));
         let _ = writeln!(
             self.out,

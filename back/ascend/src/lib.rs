@@ -15,6 +15,7 @@ pub mod device;
 mod elements;
 mod emit;
 mod legal;
+pub mod npu;
 pub mod tool;
 
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use tongtu_tile::{Module, Op, ParamKind, Ty};
 pub use artifact::Part;
 pub use device::Simulator;
 pub use emit::{Emitted, emit};
+pub use npu::Npu;
 pub use tool::Tool;
 
 /// The back end's name, which its artifacts carry.

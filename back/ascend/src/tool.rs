@@ -190,6 +190,41 @@ impl Tool {
         }
     }
 
+    /// Makes an object file of a kernel's text, where the toolkit's `hivmc` is; the file is the caller's to remove.
+    ///
+    /// # Errors
+    /// [`CompileError::Toolchain`] where there is no `hivmc`, else what the program says.
+    pub fn object(&self, text: &str, chip: &Chip) -> Result<PathBuf, CompileError> {
+        let name = if chip.arch.contains("950") { "hivmc-a5" } else { "hivmc" };
+        let home = std::env::var_os("ASCEND_HOME_PATH").map(|h| PathBuf::from(h).join("bin"));
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let found = home.into_iter().chain(std::env::split_paths(&path)).find(|d| d.join(name).is_file());
+        let Some(folder) = found else {
+            let detail = "it comes with CANN, on a machine with the chip; set ASCEND_HOME_PATH".to_string();
+            return Err(CompileError::Toolchain { tool: name.to_string(), detail });
+        };
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("tongtu-object-{}-{n}", std::process::id()));
+        let to = dir.with_extension("o");
+        let made = (|| -> std::io::Result<(bool, String)> {
+            std::fs::create_dir_all(&dir)?;
+            std::os::unix::fs::symlink(folder.join(name), dir.join(name))?;
+            std::fs::write(dir.join("kernel.mlir"), text)?;
+            let answer = self.launch(&dir, chip)?;
+            std::fs::rename(dir.join("kernel.o"), &to)?;
+            Ok(answer)
+        })();
+        let _ = std::fs::remove_dir_all(&dir);
+        match made {
+            Ok((true, _)) => Ok(to),
+            Ok((false, said)) => {
+                Err(CompileError::Internal { kernel: String::new(), detail: first_lines(&said) })
+            }
+            Err(e) => Err(CompileError::Internal { kernel: String::new(), detail: e.to_string() }),
+        }
+    }
+
     fn ask(&self, text: &str, chip: &Chip) -> std::io::Result<Verdict> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let n = NEXT.fetch_add(1, Ordering::Relaxed);

@@ -35,6 +35,9 @@ pub enum Error {
     /// A run.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
+    /// A device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// A device tensor.
     #[error(transparent)]
     DeviceTensor(#[from] DeviceTensorError),

@@ -27,6 +27,7 @@ pub(crate) fn device(options: &Options) -> Result<Arc<dyn Device>, Error> {
     let chip = options.chip()?;
     match chip.kind {
         Kind::Npu if options.simulate => Ok(Arc::new(tongtu_ascend::Simulator::new(&chip, true))),
+        Kind::Npu => Ok(Arc::new(tongtu_ascend::Npu::open(&chip)?)),
         Kind::Cpu if !options.simulate => Ok(Arc::new(CpuDevice::new(options.threads)?)),
         _ => Err(Error::NoDevice(chip.name)),
     }

@@ -216,6 +216,14 @@ fn number(f: &Func) -> Option<i64> {
     f.body.ops.iter().find(|o| o.name == "arith.constant").and_then(|o| o.int("value"))
 }
 
+/// Bytes of workspace that an instance of a planned program needs.
+///
+/// # Errors
+/// The program is not understood.
+pub(crate) fn workspace(planned: &str) -> Result<u64, String> {
+    kernel(planned).map(|k| k.workspace)
+}
+
 fn kernel(planned: &str) -> Result<Kernel, String> {
     let program = ir::parse(planned)?;
     let find = |end: &str| program.funcs.iter().find(|f| f.name.ends_with(end)).and_then(number);
