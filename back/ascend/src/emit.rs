@@ -465,7 +465,10 @@ impl Emit<'_> {
                 let along = |d: usize| map.0.iter().flatten().any(|f| f.size > 1 && f.dim == Some(d));
                 let clipped = self.matrix.contains(&inst.results[0])
                     && (0..inside.len()).any(|d| !inside[d] && along(d) && !behind(d));
-                return match *masked || clipped || !Self::is_window(map, inside) {
+                if clipped {
+                    return self.refuse(inst, "a matrix unit's operand may begin before its memory");
+                }
+                return match *masked || !Self::is_window(map, inside) {
                     true => self.load_elements(inst, map, inside, *pad),
                     false => self.load(inst, map, inside, *pad),
                 };

@@ -256,7 +256,7 @@ impl Storage<'_> {
                 let d = dtype(f).unwrap_or(DType::F16);
                 let n = (e / 8) as usize;
                 for (i, &x) in at.zip(v) {
-                    let code = d.encode(Num::Float(x), Overflow::Format) as u64;
+                    let code = d.encode(Num::Float(x), Overflow::Format);
                     b[i / 8..i / 8 + n].copy_from_slice(&code.to_le_bytes()[..n]);
                 }
             }
