@@ -48,7 +48,7 @@ impl Product {
         let parts = (n + most - 1) / most;
         let even = (n + parts - 1) / parts;
         // A matrix unit's blocks keep both their dims.
-        let least = if self.unit { UNIT } else { 1 };
+        let least = if self.unit { 2 } else { 1 };
         (if parts == 1 { n.max(least) } else { (even + UNIT - 1) / UNIT * UNIT }) as usize
     }
 
