@@ -51,7 +51,7 @@ fn shapes_and_pads() {
 
 #[test]
 fn convolutions() {
-    holds("cnn", "ascend-910b");
+    ["ascend-910b", "ascend-950"].iter().for_each(|c| holds("cnn", c));
 }
 
 #[test]
