@@ -52,7 +52,9 @@ pub fn compile(module: Module, options: &Options) -> Result<Plan, Error> {
             Ok(plan?)
         }
         Kind::Npu => {
-            Ok(tongtu_compile::compile(module, &tongtu_ascend::AscendCompiler, &chip, &Default::default())?)
+            let mut settings = tongtu_compile::Options::default();
+            settings.passes.precision = options.precision;
+            Ok(tongtu_compile::compile(module, &tongtu_ascend::AscendCompiler, &chip, &settings)?)
         }
         _ => {
             let _ = module;
