@@ -7,8 +7,10 @@ use tongtu_tensor::dim::{Dim, Symbols};
 use tongtu_tensor::scalar::Binary;
 use tongtu_tile::{Access, Val};
 
-use super::contract::{Side, compute_type, epilogue, result_coords};
+use super::contract::Side;
 use super::conv::Conv;
+use super::epilogue::{epilogue, result_coords};
+use super::tiles::compute_type;
 use super::{Pack, Request, Scheduled, delinear, map, multiple, product};
 use crate::emit::{CAST, Coord, Emitter, KernelArg, zero_of};
 use crate::error::Error;
