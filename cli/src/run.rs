@@ -116,7 +116,7 @@ fn rounding(
 ) -> Result<Vec<(String, f64)>, Fail> {
     let mut model = args.model.clone();
     model.precision = Precision::F32;
-    let session = open::session(&model, &open::options(&model))?;
+    let session = open::session(&model, &open::options(&model)?)?;
     let exact = session.run(inputs)?;
     let mut out = Vec::new();
     for ((name, got), (_, want)) in results.iter().zip(exact.iter()) {
