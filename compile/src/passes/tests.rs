@@ -132,7 +132,7 @@ fn attention_of_windows_with_a_mask_is_one_kernel() {
         vec![b.contract(p, v, &[(0, 0)], &[(2, 1)], DType::F32).unwrap()]
     });
     let p = prepared(&m);
-    let items = fuse(&p.graph);
+    let items = fuse(&p.graph, true);
     let groups: Vec<&Kind> =
         items.iter().filter_map(|i| if let Item::Group(g) = i { Some(&g.kind) } else { None }).collect();
     assert!(matches!(groups[..], [Kind::Attention(_)]), "{groups:?}\n{p}");
@@ -151,7 +151,7 @@ fn products_with_constants_are_rounded_where_asked() {
     verify(&p).unwrap();
     // The constants are folded; the kernels round the operand as they copy it.
     assert_eq!((count(&p, "cast"), count(&p, "contract")), (1, 2), "{p}");
-    assert_eq!(fuse(&p.graph).iter().filter(|i| matches!(i, Item::Group(_))).count(), 2, "{p}");
+    assert_eq!(fuse(&p.graph, true).iter().filter(|i| matches!(i, Item::Group(_))).count(), 2, "{p}");
     // Small whole numbers are exact in bf16.
     let inputs = inputs(&m, 3);
     let (want, have) = (eval::run_tensors(&m, &inputs).unwrap(), eval::run_tensors(&p, &inputs).unwrap());
