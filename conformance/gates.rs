@@ -87,25 +87,34 @@ pub fn matmul_packed((tm, tn): (usize, usize)) -> Built {
 }
 
 /// A 3×3 convolution of stride 2, padding 1: x is [h, w, c], weights are [3, 3, c, f], y is [ceil(h/2), ceil(w/2), f].
-/// One instance: `tw` pixels of a row by `tf` channels, `tc` input channels at a time.
-pub fn conv(d: DType, (tw, tf, tc): (usize, usize, usize)) -> Built {
+/// One instance: `tw` pixels of a row by `tf` channels, `tc` input channels at a time. `padded`: x is
+/// [2 ceil(h/2) + 1, 2 tw ceil(w/2 / tw) + 1, c] with zeros around the picture, so that every window lies inside.
+pub fn conv(d: DType, (tw, tf, tc): (usize, usize, usize), padded: bool) -> Built {
     let mut b = KernelBuilder::new("conv");
     let (x, w) = (b.buffer("x", d, Access::Read), b.buffer("w", d, Access::Read));
     let y = b.buffer("y", DType::F32, Access::Write);
     let (h, wd) = (b.scalar("h", DType::I64), b.scalar("w", DType::I64));
     let (c, f) = (b.scalar("c", DType::I64), b.scalar("f", DType::I64));
     let (o, one, three) = (b.int(0), b.int(1), b.int(3));
-    let row = b.mul(wd, c)?;
-    let vx = b.view(x, o, &[h, wd, c], &[row, c, one])?;
+    let (oh, ow) = (b.ceil_div_int(h, 2)?, b.ceil_div_int(wd, 2)?);
+    let (rows, columns) = if padded {
+        let blocks = b.ceil_div_int(ow, tw as i64)?;
+        let (down, along) = (b.mul_int(oh, 2)?, b.mul_int(blocks, 2 * tw as i64)?);
+        (b.add_int(down, 1)?, b.add_int(along, 1)?)
+    } else {
+        (h, wd)
+    };
+    let row = b.mul(columns, c)?;
+    let vx = b.view(x, o, &[rows, columns, c], &[row, c, one])?;
     let taps = b.mul_int(c, 9)?;
     let vw = view2(&mut b, w, taps, f)?;
-    let (oh, ow) = (b.ceil_div_int(h, 2)?, b.ceil_div_int(wd, 2)?);
     let out_row = b.mul(ow, f)?;
     let vy = b.view(y, o, &[oh, ow, f], &[out_row, f, one])?;
     let (py, px, pf) = (b.program_id(1)?, b.program_id(0)?, b.program_id(2)?);
     let (ox, of) = (b.mul_int(px, tw as i64)?, b.mul_int(pf, tf as i64)?);
     let (iy, ix) = (b.mul_int(py, 2)?, b.mul_int(ox, 2)?);
-    let (iy, ix) = (b.add_int(iy, -1)?, b.add_int(ix, -1)?);
+    let before = if padded { 0 } else { -1 };
+    let (iy, ix) = (b.add_int(iy, before)?, b.add_int(ix, before)?);
     let acc = zero(&mut b, &[tw, tf])?;
     let step = b.int(tc as i64);
     let sum = b.for_loop(o, three, one, &[acc], |b, ky, acc| {
@@ -120,7 +129,7 @@ pub fn conv(d: DType, (tw, tf, tc): (usize, usize, usize)) -> Built {
                     vec![Factor { size: tw, dim: Some(1), step: 2 }],
                     vec![Factor { size: tc, dim: Some(2), step: 1 }],
                 ]);
-                let pixels = b.load(vx, &[at_y, at_x, ic], map, &[false, false, true], Num::Float(0.0))?;
+                let pixels = b.load(vx, &[at_y, at_x, ic], map, &[padded, padded, true], Num::Float(0.0))?;
                 let at = b.add(tap, ic)?;
                 let map = TileMap::along(&[tc, tf], &[0, 1]);
                 let weights = b.load(vw, &[at, of], map, &[true, true], Num::Float(0.0))?;

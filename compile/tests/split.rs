@@ -119,9 +119,22 @@ fn convolution_of_stride_2() {
     let b = |v: &[f64]| BufferData::from_f64(DType::F32, v);
     let inputs = [b(&x), b(&weights), BufferData::full(DType::F32, want.len(), Num::Float(0.0))];
     let tiles = [(2, 16, 1), (8, 16, 8)];
-    let kernels: Vec<Kernel> = tiles.iter().map(|&t| gates::conv(DType::F32, t).unwrap()).collect();
+    let kernels: Vec<Kernel> = tiles.iter().map(|&t| gates::conv(DType::F32, t, false).unwrap()).collect();
     let grid = |i: usize| [ow.div_ceil(tiles[i].0) as i64, oh as i64, 1];
-    forms(&kernels, grid, &inputs, &[h as i64, w as i64, c as i64, f as i64], &want, 1e-5);
+    let sizes = [h as i64, w as i64, c as i64, f as i64];
+    forms(&kernels, grid, &inputs, &sizes, &want, 1e-5);
+
+    // The same on a picture with zeros around it.
+    let tw = 8;
+    let (down, along) = (2 * oh + 1, 2 * ow.div_ceil(tw) * tw + 1);
+    let mut padded = vec![0.0; down * along * c];
+    for (y, row) in x.chunks(w * c).enumerate() {
+        padded[((y + 1) * along + 1) * c..][..w * c].copy_from_slice(row);
+    }
+    let [_, weights, out] = inputs;
+    let kernels = [1, 8].map(|tc| gates::conv(DType::F32, (tw, 16, tc), true).unwrap());
+    let grid = |_| [ow.div_ceil(tw) as i64, oh as i64, 1];
+    forms(&kernels, grid, &[b(&padded), weights, out], &sizes, &want, 1e-5);
 }
 
 #[test]

@@ -21,7 +21,7 @@ pub fn write(chip: &str, parts: &[Part]) -> String {
     out
 }
 
-/// Reads what [`write`] wrote: the chip's name and the kernels; nothing if it is something else.
+/// Reads what [`write()`] wrote: the chip's name and the kernels; nothing if it is something else.
 pub fn read(bytes: &[u8]) -> Option<(String, Vec<Part>)> {
     let text = std::str::from_utf8(bytes).ok()?;
     let mut head = text.splitn(4, '\n');

@@ -44,8 +44,14 @@ fn matmul_with_epilogue() {
 }
 
 #[test]
+fn convolution() {
+    accepted(&gates::conv(DType::F16, (64, 64, 16), true).unwrap());
+    accepted(&gates::conv(DType::BF16, (32, 128, 64), true).unwrap());
+}
+
+#[test]
 fn convolution_with_padding_read_in_place_is_refused() {
-    let k = gates::conv(DType::F16, (64, 64, 16)).unwrap();
+    let k = gates::conv(DType::F16, (64, 64, 16), false).unwrap();
     for chip in chips() {
         match emit(&k, &chip) {
             Err(CompileError::Unsupported { reason, .. }) => assert!(reason.contains("before its memory")),

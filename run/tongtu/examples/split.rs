@@ -157,7 +157,7 @@ fn conv() -> Outcome<()> {
     let inputs = vec![numbers(h * w * c, 4), numbers(9 * c * f, 5), vec![0f32; 28 * 28 * f]];
     let make = |tw: usize, tf: usize, tc: usize| {
         let grid = [28usize.div_ceil(tw) as i64, 28, (f / tf) as i64];
-        form(&format!("{tw}x{tf}x{tc}"), gates::conv(DType::F32, (tw, tf, tc)), grid)
+        form(&format!("{tw}x{tf}x{tc}"), gates::conv(DType::F32, (tw, tf, tc), false), grid)
     };
     let hand = vec![(make(14, 32, 1)?, inputs.clone()), (make(7, 64, 1)?, inputs.clone())];
     let large = vec![(make(28, 128, 64)?, inputs.clone()), (make(28, 64, 64)?, inputs)];
