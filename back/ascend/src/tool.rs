@@ -93,7 +93,7 @@ fn cache() -> Option<PathBuf> {
     own.or(base.map(|c| c.join("tongtu")))
 }
 
-/// Installs the pinned package, with `pip`, in this project's cache; gives the folder.
+/// Installs the pinned package, with `pip`, in this project's cache, unless it is there; gives the folder.
 ///
 /// # Errors
 /// [`CompileError::Toolchain`] with the words of `pip`, or that there is none.
@@ -101,6 +101,9 @@ pub fn install() -> Result<PathBuf, CompileError> {
     let fail = |detail: String| CompileError::Toolchain { tool: "ascendnpu-ir".to_string(), detail };
     let folder = cache().ok_or_else(|| fail("there is no folder for caches".to_string()))?;
     let to = folder.join("ascendnpu-ir");
+    if to.join(format!("ascendnpu_ir-{VERSION}.dist-info")).is_dir() {
+        return Ok(to);
+    }
     let list = folder.join("ascendnpu-ir.txt");
     std::fs::create_dir_all(&folder)
         .and_then(|()| std::fs::write(&list, format!("ascendnpu-ir=={VERSION} --hash=sha256:{SHA256}\n")))
