@@ -178,6 +178,11 @@ type Inputs = Vec<(String, Value)>;
 /// Makes a model ready. One that must know its small integer inputs is made ready for those given, and the inputs that are
 /// left come with it.
 fn prepare(args: &RunArgs) -> Result<(Ready, Option<Inputs>), Fail> {
+    if args.interpret && args.model.precision != Precision::F32 {
+        return Err(Fail::usage(
+            "--precision has no effect with --interpret, which computes what the model says",
+        ));
+    }
     let options = open::options(&args.model)?;
     let whole = match args.interpret && !open::is_bundle(&args.model.model)? {
         true => open::model(&args.model).map(|m| Ready::Interpreted(Box::new(m))),

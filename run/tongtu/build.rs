@@ -35,7 +35,7 @@ fn fingerprint(folders: &[&str]) -> String {
 fn main() {
     const KERNELS: &[&str] =
         &["core/tensor/src", "core/tile/src", "core/chip/src", "core/plan/src", "back/cpu/src"];
-    const MODELS: &[&str] = &["core/graph/src", "front/onnx/src", "compile/src", "chips"];
+    const MODELS: &[&str] = &["core/graph/src", "front/onnx/src", "compile/src", "back/ascend/src", "chips"];
     println!("cargo::rustc-env=TONGTU_KERNELS={}", fingerprint(KERNELS));
     println!("cargo::rustc-env=TONGTU_MODELS={}", fingerprint(&[KERNELS, MODELS].concat()));
 }

@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         if args.iter().any(|a| a == "ll") {
             println!("{}", lowered.ir);
         } else {
-            println!("{}", llvm::assembly(&lowered.ir, &llvm::Target::of(&chip)?)?);
+            println!("{}", llvm::assembly(&lowered.ir, lowered.products, &llvm::Target::of(&chip)?)?);
         }
     }
     for times in CpuCompiler::default().compile_timed(&module, &chip)?.1 {

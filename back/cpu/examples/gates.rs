@@ -25,6 +25,15 @@ fn buf<T>(v: &mut [T]) -> Buf {
     Buf { ptr: v.as_mut_ptr().cast(), len: v.len() as i64 }
 }
 
+/// So many elements that begin where a cache line does, as memory of a device does.
+fn lines<T: Copy + Default>(memory: &mut Vec<T>, len: usize, f: impl Fn(usize) -> T) -> &mut [T] {
+    memory.resize(len + 64, T::default());
+    let first = memory.as_ptr().align_offset(64);
+    let out = &mut memory[first..first + len];
+    out.iter_mut().enumerate().for_each(|(i, x)| *x = f(i));
+    out
+}
+
 /// `c = a × b` in bf16 with f32 sums; a is [m, k], b is [n / 32, k / 2, 32, 2]; an instance is a panel.
 fn matmul_bf16() -> Result<tongtu_tile::Kernel, tongtu_tile::TileError> {
     let mut b = KernelBuilder::new("matmul_bf16");
@@ -58,7 +67,14 @@ fn matmul_bf16() -> Result<tongtu_tile::Kernel, tongtu_tile::TileError> {
     Ok(b.finish())
 }
 
+fn assembly(kernel: &tongtu_tile::Kernel, chip: &Chip) -> Result<(), Box<dyn std::error::Error>> {
+    let lowered = lower::kernel(kernel, chip).map_err(|e| format!("{e:?}"))?;
+    println!("{}", llvm::assembly(&lowered.ir, lowered.products, &llvm::Target::of(chip)?)?);
+    Ok(())
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let wanted = std::env::args().any(|a| a == "asm");
     let chip = Chip::host()?;
     let pool = Pool::new(1)?;
     let fma = probe::fma_kernel(&chip)?;
@@ -72,22 +88,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (artifact, times) =
         CpuCompiler::default().compile_timed(&Module { kernels: vec![kernel.clone()] }, &chip)?;
     println!("f32 {tm}x{tn}: {:?}", times[0]);
-    if std::env::args().any(|a| a == "asm") {
-        println!(
-            "{}",
-            llvm::assembly(
-                &lower::kernel(&kernel, &chip).map_err(|e| format!("{e:?}"))?.ir,
-                &llvm::Target::of(&chip)?
-            )?
-        );
+    if wanted {
+        assembly(&kernel, &chip)?;
     }
     let loaded = Loaded::new(&Artifact::from_bytes(&artifact.to_bytes())?)?;
     let kernel = loaded.kernel_at(0).ok_or("no kernel")?;
     let (m, n, k) = (tm * 4, tn * 2, 256);
-    let mut a: Vec<f32> = (0..m * k).map(|i| (i % 7) as f32 - 3.0).collect();
-    let mut w: Vec<f32> = (0..n * k).map(|i| (i % 5) as f32 - 2.0).collect();
-    let (mut bias, mut c) = (vec![0f32; n], vec![0f32; m * n]);
-    let bufs = [buf(&mut a), buf(&mut w), buf(&mut bias), buf(&mut c)];
+    let mut memory: [Vec<f32>; 4] = Default::default();
+    let [a, w, bias, c] = &mut memory;
+    let a = lines(a, m * k, |i| (i % 7) as f32 - 3.0);
+    let w = lines(w, n * k, |i| (i % 5) as f32 - 2.0);
+    let c = lines(c, m * n, |_| 0.0);
+    let bufs = [buf(a), buf(w), buf(lines(bias, n, |_| 0.0)), buf(c)];
     let scalars = [m as i64, n as i64, k as i64];
     let ops = (2 * m * n * k) as f64 * TIMES as f64;
     let shares = sorted(2000, || ops / time(&kernel, &pool, &bufs, &scalars, [2, TIMES, 1]) / peak());
@@ -107,14 +119,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Ok(());
     }
     let kernel = matmul_bf16()?;
-    if std::env::args().any(|a| a == "asm") {
-        println!(
-            "{}",
-            llvm::assembly(
-                &lower::kernel(&kernel, &chip).map_err(|e| format!("{e:?}"))?.ir,
-                &llvm::Target::of(&chip)?
-            )?
-        );
+    if wanted {
+        assembly(&kernel, &chip)?;
     }
     let compiled = CpuCompiler::default().compile(&Module { kernels: vec![kernel] }, &chip)?;
     let loaded = Loaded::new(&Artifact::from_bytes(&compiled.bytes)?)?;
@@ -123,10 +129,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (m, k) in [(32usize, 256usize), (32, 320), (512, 320)] {
         let n = 32usize;
         let one = |i: usize| half(((i * 7) % 5) as f32 - 2.0);
-        let mut a: Vec<u16> = (0..m * k).map(one).collect();
-        let mut w: Vec<u16> = (0..n * k).map(one).collect();
-        let mut c = vec![0f32; m * n];
-        let bufs = [buf(&mut a), buf(&mut w), buf(&mut c)];
+        let (mut a, mut w, mut c) = (Vec::new(), Vec::new(), Vec::new());
+        let (a, w) = (lines(&mut a, m * k, one), lines(&mut w, n * k, one));
+        let c = lines(&mut c, m * n, |_| 0f32);
+        let bufs = [buf(a), buf(w), buf(c)];
         let scalars = [m as i64, n as i64, k as i64];
         let times = 256 * TIMES / m as i64;
         let ops = (2 * m * n * k) as f64 * times as f64;

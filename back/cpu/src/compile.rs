@@ -68,7 +68,8 @@ fn one(kernel: &Kernel, chip: &Chip, target: &llvm::Target) -> Result<Compiled, 
         Refusal::Broken(detail) => internal(detail),
     })?;
     let mut times = Times { lower: start.elapsed(), text: lowered.ir.len(), ..Times::default() };
-    let (object, llvm) = llvm::object(&lowered.ir, target).map_err(|e| internal(e.to_string()))?;
+    let (object, llvm) =
+        llvm::object(&lowered.ir, lowered.products, target).map_err(|e| internal(e.to_string()))?;
     times.llvm = llvm;
     let start = std::time::Instant::now();
     let blob = blob::link(&object).map_err(|e| internal(e.to_string()))?;

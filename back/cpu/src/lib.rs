@@ -34,7 +34,7 @@ pub use pool::Pool;
 #[cfg(any(feature = "llvm", feature = "llvm-static"))]
 pub fn assemble(ir: &str, chip: &tongtu_chip::Chip, mut entries: Vec<Entry>) -> Result<Artifact, Error> {
     let target = llvm::Target::of(chip)?;
-    let (object, _) = llvm::object(ir, &target)?;
+    let (object, _) = llvm::object(ir, false, &target)?;
     let blob = blob::link(&object)?;
     for entry in &mut entries {
         let found = blob.entries.iter().find(|(name, _)| *name == entry.name);

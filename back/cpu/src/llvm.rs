@@ -23,8 +23,13 @@ use tongtu_chip::{Chip, Kind};
 /// Cleans up what the lowering wrote; the vectors are explicit already, so no vectoriser is needed.
 const PASSES: &str = "function(instcombine<no-verify-fixpoint>,simplifycfg,early-cse,loop-mssa(licm))";
 
+/// The same for a kernel of products. Without strength reduction the addresses of a register tile's rows are all known before the
+/// inner loop, its loads move to the loop's head, and its sums out of registers.
+const PASSES_OF_PRODUCTS: &str =
+    "function(instcombine<no-verify-fixpoint>,simplifycfg,early-cse,loop-mssa(licm),loop(loop-reduce))";
+
 /// Settings of code generation that only LLVM's command line has. Reducing the strength of loop indices takes as long as selecting
-/// instructions, and what the lowering writes gains nothing from it.
+/// instructions; it is one of the passes above for the kernels that gain from it.
 const SETTINGS: [&CStr; 2] = [c"tongtu", c"-disable-lsr"];
 
 /// What to compile for.
@@ -67,24 +72,29 @@ pub struct Times {
     pub codegen: Duration,
 }
 
-/// Compiles LLVM IR text to a relocatable ELF object.
-pub fn object(ir: &str, target: &Target) -> Result<(Vec<u8>, Times), Error> {
-    emit(ir, target, LLVMCodeGenFileType::LLVMObjectFile)
+/// Compiles LLVM IR text to a relocatable ELF object; `products` says whether it multiplies matrices.
+pub fn object(ir: &str, products: bool, target: &Target) -> Result<(Vec<u8>, Times), Error> {
+    emit(ir, products, target, LLVMCodeGenFileType::LLVMObjectFile)
 }
 
-/// Compiles LLVM IR text to assembly text, for people.
-pub fn assembly(ir: &str, target: &Target) -> Result<String, Error> {
-    let (bytes, _) = emit(ir, target, LLVMCodeGenFileType::LLVMAssemblyFile)?;
+/// Compiles LLVM IR text to assembly text, for people; `products` as for [`object`].
+pub fn assembly(ir: &str, products: bool, target: &Target) -> Result<String, Error> {
+    let (bytes, _) = emit(ir, products, target, LLVMCodeGenFileType::LLVMAssemblyFile)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-fn emit(ir: &str, target: &Target, kind: LLVMCodeGenFileType) -> Result<(Vec<u8>, Times), Error> {
+fn emit(
+    ir: &str,
+    products: bool,
+    target: &Target,
+    kind: LLVMCodeGenFileType,
+) -> Result<(Vec<u8>, Times), Error> {
     with_machine(target, |machine| {
         let start = Instant::now();
         let module = Module::parse(ir)?;
         module.set_machine(machine);
         let parsed = Instant::now();
-        module.optimise(machine)?;
+        module.optimise(if products { PASSES_OF_PRODUCTS } else { PASSES }, machine)?;
         let optimised = Instant::now();
         let bytes = module.emit(machine, kind)?;
         let times = Times { parse: parsed - start, passes: optimised - parsed, codegen: optimised.elapsed() };
@@ -246,8 +256,8 @@ impl Module {
         }
     }
 
-    fn optimise(&self, machine: &Machine) -> Result<(), Error> {
-        let passes = text(PASSES, "running passes")?;
+    fn optimise(&self, passes: &str, machine: &Machine) -> Result<(), Error> {
+        let passes = text(passes, "running passes")?;
         // SAFETY: module and machine are live; the pass list is a C string known to be well-formed; options
         // and error message are disposed of once.
         unsafe {

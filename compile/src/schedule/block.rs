@@ -14,7 +14,7 @@ use super::tiles::compute_type;
 use super::{Pack, Request, Scheduled, delinear, map, multiple, product};
 use crate::emit::{CAST, Coord, Emitter, KernelArg, zero_of};
 use crate::error::Error;
-use crate::fuse::{Kind, result_dims};
+use crate::fuse::result_dims;
 
 /// Steps of the summed dim in a block.
 const STEPS: i64 = 64;
@@ -240,30 +240,9 @@ fn padded(
         Ok(g)
     };
     let graph = build()?;
-    let name = format!("{}_pad", r.name);
-    let inner = Request {
-        graph: &graph,
-        kind: &Kind::Map,
-        constants: &[None],
-        machine: r.machine,
-        name: &name,
-        loc: r.loc,
-        in_place: false,
-    };
-    let temp = s.temps.len();
     let to = graph.dims(graph.outputs[0]).to_vec();
-    s.temps.push((dtype, to.clone()));
-    for mut l in map::schedule(&inner)?.launches {
-        for a in &mut l.args {
-            match a {
-                KernelArg::Input(_) => *a = KernelArg::Input(input),
-                KernelArg::Output(_) => *a = KernelArg::Temp(temp),
-                _ => {}
-            }
-        }
-        s.launches.push(l);
-    }
-    Ok((KernelArg::Temp(temp), to))
+    let launches = map::schedule(&r.part(&graph, &format!("{}_pad", r.name)))?.launches;
+    Ok((s.prepare(input, (dtype, to.clone()), launches), to))
 }
 
 /// The schedule of a convolution and what follows it: rows are neighbouring outputs along the last dim, columns are channels.

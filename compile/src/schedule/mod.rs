@@ -56,6 +56,25 @@ pub struct Scheduled {
     pub copies: Vec<(usize, usize)>,
 }
 
+impl Scheduled {
+    /// Adds launches that make one result from one input, in new temporary memory, which they are the argument for.
+    fn prepare(&mut self, input: usize, temp: (DType, Vec<Dim>), launches: Vec<Launch>) -> KernelArg {
+        let result = KernelArg::Temp(self.temps.len());
+        self.temps.push(temp);
+        for mut launch in launches {
+            for arg in &mut launch.args {
+                match arg {
+                    KernelArg::Input(_) => *arg = KernelArg::Input(input),
+                    KernelArg::Output(_) => *arg = result.clone(),
+                    _ => {}
+                }
+            }
+            self.launches.push(launch);
+        }
+        result
+    }
+}
+
 /// Vector operations whose tiles fill the smallest scratchpad.
 const VECTORS: usize = 32;
 
@@ -132,6 +151,14 @@ pub struct Request<'a> {
     pub loc: &'a tongtu_graph::Loc,
     /// Whether the result lies where the first operand of its last operation does, which need not be copied.
     pub in_place: bool,
+}
+
+impl<'a> Request<'a> {
+    /// A request for a map of one input, a part of this one.
+    fn part(&self, graph: &'a Graph, name: &'a str) -> Request<'a> {
+        let (machine, loc) = (self.machine, self.loc);
+        Request { graph, kind: &Kind::Map, constants: &[None], machine, name, loc, in_place: false }
+    }
 }
 
 /// Chooses and runs the schedule of a group. `constants` holds, for each of its inputs, the contents if it is a constant;

@@ -12,7 +12,6 @@ use tongtu_tensor::dim::{Dim, Symbols};
 use super::{Launch, Request, Scheduled, blocks, delinear, map, multiple, product, rows_per_instance};
 use crate::emit::{Coord, Emitter, KernelArg, zero_of};
 use crate::error::Error;
-use crate::fuse::Kind;
 
 /// Dims `perm` of a value, the one at position `columns` cut into panels of `width`: the packed dims are
 /// `perm[..columns] ++ [panels] ++ perm[columns + 1..] ++ [width]`.
@@ -150,32 +149,11 @@ impl Pack {
         let (dtype, dims) = (r.graph.dtype(v), r.graph.dims(v).to_vec());
         let graph = self.graph(dtype, &dims)?;
         let name = format!("{}_pack", r.name);
-        let inner = Request {
-            graph: &graph,
-            kind: &Kind::Map,
-            constants: &[None],
-            machine: r.machine,
-            name: &name,
-            loc: r.loc,
-            in_place: false,
-        };
-        let temp = s.temps.len();
-        s.temps.push((dtype, self.dims(&dims)));
+        let inner = r.part(&graph, &name);
         let launches = match self.transposing(&inner)? {
             Some(launch) => vec![launch],
             None => map::schedule(&inner)?.launches,
         };
-        for mut l in launches {
-            for a in &mut l.args {
-                match a {
-                    KernelArg::Input(_) => *a = KernelArg::Input(self.input),
-                    KernelArg::Output(_) => *a = KernelArg::Temp(temp),
-                    _ => {}
-                }
-            }
-            let Launch { kernel, args, grid } = l;
-            s.launches.push(Launch { kernel, args, grid });
-        }
-        Ok(KernelArg::Temp(temp))
+        Ok(s.prepare(self.input, (dtype, self.dims(&dims)), launches))
     }
 }

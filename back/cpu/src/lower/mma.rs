@@ -40,6 +40,7 @@ pub(super) fn unit(k: &Kernel, chip: &Chip, acc: Val, a: Val, b: Val) -> Option<
 impl Fun<'_> {
     /// `acc + a × b` as outer products: each element of `a` is spread over the lanes of a row of `b`.
     pub(super) fn mma(&mut self, inst: &Inst) -> Result<()> {
+        self.products = true;
         if self.wanted[inst.results[0].index()] == Layout::Squares
             && let Some(op) = unit(self.k, self.chip, inst.operands[0], inst.operands[1], inst.operands[2])
         {

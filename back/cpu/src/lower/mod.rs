@@ -67,6 +67,8 @@ pub struct Lowered {
     pub ir: String,
     /// The kernel's entry, offset 0.
     pub entry: Entry,
+    /// Whether it multiplies matrices.
+    pub products: bool,
 }
 
 /// The name of the function in every lowered kernel's text.
@@ -129,6 +131,7 @@ struct Fun<'k> {
     values: Vec<Option<Value>>,
     /// Buffers seen.
     scopes: usize,
+    products: bool,
     /// Bytes of scratch given out.
     scratch: usize,
     /// Layouts that values are wanted in.
@@ -160,6 +163,7 @@ impl<'k> Fun<'k> {
             globals: String::new(),
             values: vec![None; k.types.len()],
             scopes: 0,
+            products: false,
             scratch: 0,
             wanted: Vec::new(),
             streamed: HashMap::new(),
@@ -234,7 +238,8 @@ impl<'k> Fun<'k> {
         self.line(format_args!("ret void"));
         let entry =
             Entry { name: self.k.name.clone(), offset: 0, scratch: self.scratch as u64, buffers, scalars };
-        Ok(Lowered { ir: self.text(), entry })
+        let products = self.products;
+        Ok(Lowered { ir: self.text(), entry, products })
     }
 
     /// The whole module.
