@@ -50,8 +50,9 @@ pub fn matmul(d: DType, (tm, tn, tk): (usize, usize, usize), inside: bool) -> Bu
     Ok(b.finish())
 }
 
-/// The same product with `b` packed beforehand in panels of `tn` columns, [n / tn, k, tn].
-pub fn matmul_packed((tm, tn): (usize, usize)) -> Built {
+/// The same product with `b` packed beforehand in panels of `tn` columns, [n / tn, k, tn], `tk` steps of k at a time; the tiles
+/// divide the sizes.
+pub fn matmul_packed((tm, tn, tk): (usize, usize, usize)) -> Built {
     let mut b = KernelBuilder::new("matmul_packed");
     let (a, w) = (b.buffer("a", DType::F32, Access::Read), b.buffer("b", DType::F32, Access::Read));
     let bias = b.buffer("bias", DType::F32, Access::Read);
@@ -66,12 +67,13 @@ pub fn matmul_packed((tm, tn): (usize, usize)) -> Built {
     // One instance a panel, all rows: the panel stays in the nearest cache.
     let q = b.program_id(0)?;
     let col = b.mul_int(q, tn as i64)?;
-    let rows = b.int(tm as i64);
+    let (rows, steps) = (b.int(tm as i64), b.int(tk as i64));
     b.for_loop(o, m, rows, &[], |b, row, _| {
         let acc = zero(b, &[tm, tn])?;
-        let sum = b.for_loop(o, k, one, &[acc], |b, i, acc| {
-            let x = b.load(va, &[row, i], TileMap::along(&[tm, 1], &[0, 1]), &[true; 2], Num::Float(0.0))?;
-            let map = TileMap(vec![vec![], vec![Factor { size: tn, dim: Some(2), step: 1 }]]);
+        let sum = b.for_loop(o, k, steps, &[acc], |b, i, acc| {
+            let x = b.load(va, &[row, i], TileMap::along(&[tm, tk], &[0, 1]), &[true; 2], Num::Float(0.0))?;
+            let factor = |size, dim| Factor { size, dim: Some(dim), step: 1 };
+            let map = TileMap(vec![vec![factor(tk, 1)], vec![factor(tn, 2)]]);
             let y = b.load(vb, &[q, i, o], map, &[true; 3], Num::Float(0.0))?;
             Ok(vec![b.mma(acc[0], x, y)?])
         })?[0];

@@ -90,7 +90,7 @@ fn matmul_with_epilogue() {
         .collect();
     let inputs = [f(&a), f(&packed), f(&bias), BufferData::full(DType::F32, m * n, Num::Float(0.0))];
     forms(
-        &[gates::matmul_packed((14, 32)).unwrap()],
+        &[gates::matmul_packed((14, 32, 4)).unwrap()],
         |_| [2, 1, 1],
         &inputs,
         &[m as i64, n as i64, k as i64],

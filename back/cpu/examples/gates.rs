@@ -84,10 +84,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let peak = || probe::FMA_OPS_PER_LANE * lanes * 4000.0 / time(&fma, &pool, &[], &[4000], [1, 1, 1]);
     let wide = chip.vector.registers >= 32;
     let (tm, tn) = if wide { (14, 2 * lanes as usize) } else { (6, 2 * lanes as usize) };
-    let kernel = gates::matmul_packed((tm, tn))?;
+    let kernel = gates::matmul_packed((tm, tn, 4))?;
     let (artifact, times) =
         CpuCompiler::default().compile_timed(&Module { kernels: vec![kernel.clone()] }, &chip)?;
-    println!("f32 {tm}x{tn}: {:?}", times[0]);
+    println!("f32 {tm}x{tn}x4: {:?}", times[0]);
     if wanted {
         assembly(&kernel, &chip)?;
     }

@@ -206,6 +206,9 @@ pub struct Chip {
     pub arch: String,
     /// LLVM's name of the processor to tune and select instructions for (CPUs).
     pub llvm_cpu: Option<String>,
+    /// LLVM's name of the processor whose latencies instructions are ordered for; that of `llvm_cpu` without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub llvm_tune: Option<String>,
     /// Instruction set features a program for this chip may use, by LLVM's names, beyond `llvm_cpu`'s
     /// name. An artifact lists them, and loading checks them.
     #[serde(default)]

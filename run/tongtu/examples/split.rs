@@ -138,7 +138,7 @@ fn matmul() -> Outcome<()> {
     };
     let hand = vec![
         (
-            form("14x32 packed", gates::matmul_packed((14, 32)), [(n / 32) as i64, 1, 1])?,
+            form("14x32 packed", gates::matmul_packed((14, 32, 4)), [(n / 32) as i64, 1, 1])?,
             vec![a, packed, bias, c],
         ),
         (f(14, 32, 1)?, plain.clone()),

@@ -249,10 +249,11 @@ impl<'k> Fun<'k> {
         for d in &self.declared {
             let _ = writeln!(w, "{d}");
         }
+        let tune = self.chip.llvm_tune.as_ref().map(|t| format!(" \"tune-cpu\"=\"{t}\"")).unwrap_or_default();
         let _ = writeln!(
             w,
             "define void @{SYMBOL}(ptr readonly noalias %bufs, ptr readonly noalias %scalars, \
-             ptr readonly noalias %grid, i64 %first, i64 %last, ptr %scratch) nounwind \"no-builtins\" {{\nentry:"
+             ptr readonly noalias %grid, i64 %first, i64 %last, ptr %scratch) nounwind \"no-builtins\"{tune} {{\nentry:"
         );
         w.push_str(&self.out);
         w.push_str("}\n");
