@@ -904,7 +904,7 @@ impl Emit<'_> {
         let mut inits = Vec::new();
         let tys: Vec<DType> = inst.operands.iter().map(|&v| self.dtype(v)).collect();
         for (i, &d) in tys.iter().enumerate() {
-            let value = if i == 0 { identity(combiner, d) } else { Num::Int(0) };
+            let value = if i == 0 { combiner.identity(d) } else { Num::Int(0) };
             let scalar = self.fresh();
             self.line(format!("{scalar} = arith.constant {} : {}", constant(d, value), element(d)));
             let init = self.fill(&scalar, &element(d), &tensor(d));
@@ -1165,21 +1165,4 @@ fn compare(c: Compare, d: DType) -> (&'static str, &'static str) {
         (Compare::Ge, false) => "uge",
     };
     ("cmpi", p)
-}
-
-/// The element that a reduction starts from.
-fn identity(combiner: Combiner, d: DType) -> Num {
-    let number = |x: i128| if d.is_float() { Num::Float(x as f64) } else { Num::Int(x) };
-    match combiner {
-        Combiner::Mul => number(1),
-        Combiner::And if d.is_bool() => Num::Int(1),
-        Combiner::And => Num::Int(-1),
-        Combiner::Max | Combiner::ArgMax | Combiner::ArgMaxLast if d.is_float() => {
-            Num::Float(f64::NEG_INFINITY)
-        }
-        Combiner::Min | Combiner::ArgMin | Combiner::ArgMinLast if d.is_float() => Num::Float(f64::INFINITY),
-        Combiner::Max => d.min_value(),
-        Combiner::Min => d.max_value(),
-        _ => number(0),
-    }
 }

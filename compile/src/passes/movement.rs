@@ -363,15 +363,9 @@ fn take(rw: &mut Rewriter<'_>, axis: usize, data: ValueId, indices: ValueId) -> 
 
 /// The combiner's identity for a type, if padding with it leaves results as they are.
 pub(super) fn is_identity(combiner: Combiner, dtype: DType, n: Num) -> bool {
-    match combiner {
-        Combiner::Add | Combiner::Or | Combiner::Xor => n.to_f64() == 0.0,
-        Combiner::Mul => n.to_f64() == 1.0,
-        Combiner::Max if dtype.is_float() => n.to_f64() == f64::NEG_INFINITY,
-        Combiner::Min if dtype.is_float() => n.to_f64() == f64::INFINITY,
-        Combiner::Max => n == dtype.min_value(),
-        Combiner::Min => n == dtype.max_value(),
-        _ => false,
-    }
+    let identity = combiner.identity(dtype);
+    let zeros = identity.to_f64() == 0.0 && n.to_f64() == 0.0;
+    combiner.binary().is_some() && combiner != Combiner::And && (zeros || n == identity)
 }
 
 /// Groups of operand dims and result dims of a reshape with equal products, in order; `None` where that can't be told.

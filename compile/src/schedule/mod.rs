@@ -294,71 +294,10 @@ fn rows_per_instance(len: &Dim, target: i64) -> Dim {
     }
 }
 
-/// The element that changes nothing, and for arg-combiners the value that loses to every other.
-fn identity(combiner: Combiner, dtype: DType) -> Num {
-    let float = dtype.is_float();
-    match combiner {
-        Combiner::Add | Combiner::Or | Combiner::Xor | Combiner::Replace => {
-            if float {
-                Num::Float(0.0)
-            } else {
-                Num::Int(0)
-            }
-        }
-        Combiner::Mul => {
-            if float {
-                Num::Float(1.0)
-            } else {
-                Num::Int(1)
-            }
-        }
-        Combiner::And => {
-            if dtype.is_bool() {
-                Num::Int(1)
-            } else if dtype.is_signed() {
-                Num::Int(-1)
-            } else {
-                dtype.max_value()
-            }
-        }
-        Combiner::Max | Combiner::ArgMax | Combiner::ArgMaxLast => {
-            if dtype.is_bool() {
-                Num::Int(0)
-            } else if float {
-                lowest(dtype)
-            } else {
-                dtype.min_value()
-            }
-        }
-        Combiner::Min | Combiner::ArgMin | Combiner::ArgMinLast => {
-            if dtype.is_bool() {
-                Num::Int(1)
-            } else if float {
-                highest(dtype)
-            } else {
-                dtype.max_value()
-            }
-        }
-    }
-}
-
-/// Whether schedules start from the infinities of a type.
-fn infinite(dtype: DType) -> bool {
-    matches!(dtype, DType::F16 | DType::BF16 | DType::F32 | DType::F64 | DType::F8E5M2)
-}
-
-fn lowest(dtype: DType) -> Num {
-    if infinite(dtype) { Num::Float(f64::NEG_INFINITY) } else { dtype.min_value() }
-}
-
-fn highest(dtype: DType) -> Num {
-    if infinite(dtype) { Num::Float(f64::INFINITY) } else { dtype.max_value() }
-}
-
 /// The accumulator that every element or pair replaces or leaves as it should be, for operand `k` of a combiner.
 fn initial(combiner: Combiner, k: usize, dtype: DType) -> Num {
     match (k, combiner) {
-        (0, _) => identity(combiner, dtype),
+        (0, _) => combiner.identity(dtype),
         (_, Combiner::ArgMaxLast | Combiner::ArgMinLast) => dtype.min_value(),
         _ => dtype.max_value(),
     }

@@ -10,8 +10,7 @@ use tongtu_tile::Val;
 use super::epilogue::epilogue;
 use super::taps::{TapLine, cut, tap_loops};
 use super::{
-    Request, Scheduled, accumulator, blocks, combine, delinear, identity, multiple, product,
-    rows_per_instance,
+    Request, Scheduled, accumulator, blocks, combine, delinear, multiple, product, rows_per_instance,
 };
 use crate::emit::{CAST, Coord, Emitter};
 use crate::error::Error;
@@ -109,7 +108,7 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
                     let acc_type = e.b.dtype(carried[k]);
                     let leaf = g.inputs.contains(&v) && mask.is_some() && k == 0;
                     let x = if leaf {
-                        e.load(v, &coords, identity(combiner, g.dtype(v)))?
+                        e.load(v, &coords, combiner.identity(g.dtype(v)))?
                     } else {
                         e.emit(v, &coords)?
                     };
@@ -207,14 +206,14 @@ fn rows(
     let exact = multiple(&dims[last], cl);
     let padded = spec.pads[along].0 != 0 || spec.pads[along].1 != 0 || known.is_none();
     let low = e.dim(&spec.pads[along].0);
-    let none = identity(combiner, g.dtype(x));
+    let none = combiner.identity(g.dtype(x));
     let leaf = g.inputs.contains(&x);
     e.for_loop(zero, panels, 1, &[], |e, p, _| {
         let c0 = e.b.mul_int(p, cl as i64)?;
         for &(size, lo, hi) in &tiles {
             e.for_loop(lo, hi, size as i64, &[], |e, w0, _| {
                 e.shape = vec![size, cl];
-                let start = e.b.full(acc_type, &[size, cl], identity(combiner, acc_type))?;
+                let start = e.b.full(acc_type, &[size, cl], combiner.identity(acc_type))?;
                 let first = e.b.mul_int(w0, spec.strides[along])?;
                 let first = e.b.sub(first, low)?;
                 let sum = tap_loops(e, &ranges, start, &mut |e, at, _, mut sum| {

@@ -12,25 +12,11 @@ use super::{Def, Done, Lazy, Part, Split, Stored};
 /// Register tiles of rows that may read a product's right operand where it lies; more of them read it from panels.
 const DIRECT: usize = 3;
 
-/// The element that changes nothing when combined.
+/// The element that changes nothing, the sign of a zero included.
 fn identity(combiner: Combiner, d: DType) -> Num {
-    let least = || match d.float_format() {
-        Some(f) if f.has_inf => Num::Float(f64::NEG_INFINITY),
-        _ => d.min_value(),
-    };
-    let most = || match d.float_format() {
-        Some(f) if f.has_inf => Num::Float(f64::INFINITY),
-        _ => d.max_value(),
-    };
-    let number = |x: i128| if d.is_float() { Num::Float(x as f64) } else { Num::Int(x) };
     match combiner {
         Combiner::Add if d.is_float() => Num::Float(-0.0),
-        Combiner::Add | Combiner::Or | Combiner::Xor | Combiner::Replace => number(0),
-        Combiner::Mul => number(1),
-        Combiner::And if d.is_bool() => Num::Int(1),
-        Combiner::And => Num::Int(-1),
-        Combiner::Max | Combiner::ArgMax | Combiner::ArgMaxLast => least(),
-        Combiner::Min | Combiner::ArgMin | Combiner::ArgMinLast => most(),
+        _ => combiner.identity(d),
     }
 }
 

@@ -1,6 +1,7 @@
 //! How reductions, scans and scatters combine two elements, in graphs and in tiles.
 
 use crate::scalar::Binary;
+use crate::{DType, Num};
 
 macro_rules! combiners {
     ($($(#[$meta:meta])* $variant:ident = $name:literal),* $(,)?) => {
@@ -52,6 +53,24 @@ impl Combiner {
         match self {
             Combiner::ArgMax | Combiner::ArgMin | Combiner::ArgMaxLast | Combiner::ArgMinLast => 2,
             _ => 1,
+        }
+    }
+    /// The element that changes nothing, which combining no elements gives; for the arg-combiners the value that loses to every other.
+    /// A sum of floats begins at 0, so it is never -0.
+    pub fn identity(self, dtype: DType) -> Num {
+        let number = |n: i64| if dtype.is_float() { Num::Float(n as f64) } else { Num::Int(n.into()) };
+        let infinite = dtype.float_format().is_some_and(|f| f.has_inf);
+        match self {
+            Combiner::Mul => number(1),
+            Combiner::And if dtype.is_bool() => number(1),
+            Combiner::And => dtype.decode(u64::MAX >> (64 - dtype.bits())),
+            Combiner::Max | Combiner::ArgMax | Combiner::ArgMaxLast if infinite => {
+                Num::Float(f64::NEG_INFINITY)
+            }
+            Combiner::Min | Combiner::ArgMin | Combiner::ArgMinLast if infinite => Num::Float(f64::INFINITY),
+            Combiner::Max | Combiner::ArgMax | Combiner::ArgMaxLast => dtype.min_value(),
+            Combiner::Min | Combiner::ArgMin | Combiner::ArgMinLast => dtype.max_value(),
+            Combiner::Add | Combiner::Or | Combiner::Xor | Combiner::Replace => number(0),
         }
     }
     /// The scalar operation, for the combiners that are one.

@@ -319,21 +319,6 @@ fn window_positions(spec: &WindowSpec, from: &[usize], at: &[usize]) -> Vec<usiz
     out
 }
 
-/// The identity of a combiner; for the arg-combiners that of the value.
-pub(crate) fn identity(combiner: Combiner, dtype: DType) -> Num {
-    let number = |n: i64| if dtype.is_float() { Num::Float(n as f64) } else { Num::Int(n.into()) };
-    let infinite = dtype.float_format().is_some_and(|f| f.has_inf);
-    match combiner {
-        Combiner::Mul => number(1),
-        Combiner::And => dtype.decode(u64::MAX >> (64 - dtype.bits())),
-        Combiner::Max | Combiner::ArgMax | Combiner::ArgMaxLast if infinite => Num::Float(f64::NEG_INFINITY),
-        Combiner::Min | Combiner::ArgMin | Combiner::ArgMinLast if infinite => Num::Float(f64::INFINITY),
-        Combiner::Max | Combiner::ArgMax | Combiner::ArgMaxLast => dtype.min_value(),
-        Combiner::Min | Combiner::ArgMin | Combiner::ArgMinLast => dtype.max_value(),
-        _ => number(0),
-    }
-}
-
 /// A reduction over positions.
 fn combine<E: Elem>(
     combiner: Combiner,
@@ -400,7 +385,7 @@ impl<E: Elem> Combination<E> {
     /// What the elements so far combine to: the value, or the index of an arg-combiner.
     pub fn value(&self, output: usize) -> E {
         let dtype = self.dtype;
-        let nothing = || E::exact(dtype, identity(self.combiner, dtype));
+        let nothing = || E::exact(dtype, self.combiner.identity(dtype));
         match &self.state {
             State::Sum(s) => rounded(s.finish(), dtype),
             State::Product(p) => rounded(p.finish(accumulator(dtype)), dtype),
