@@ -374,6 +374,124 @@ def decode_in_place():
     return model_of(text, w), cases
 
 
+def llama_layer():
+    """A decoder layer of the llama architecture: root mean square norms, rotary embedding, grouped queries, a cache, SwiGLU."""
+    hidden, heads, groups, size, wide = 64, 4, 2, 16, 160
+    w = Weights(9)
+    for part, columns in (("q", heads * size), ("k", groups * size), ("v", groups * size)):
+        w.normal(f"w{part}", hidden, columns)
+    w.normal("wo", heads * size, hidden)
+    w.normal("w_gate", hidden, wide)
+    w.normal("w_up", hidden, wide)
+    w.normal("w_down", wide, hidden)
+    w.near_one("norm_1", hidden)
+    w.near_one("norm_2", hidden)
+    w.constant("frequencies", [[10000.0 ** (-2 * i / size) for i in range(size // 2)]])
+    w.constant("epsilon", 1e-5)
+    w.constant("square", 2.0)
+    w.constant("unit", 1.0)
+    w.constant("scale", size**-0.5)
+    w.constant("lowest", -np.finfo(np.float32).max)
+    w.constant("zero_f", 0.0)
+    w.constant("split_q", [0, 0, heads, size], np.int64)
+    w.constant("split_kv", [0, 0, groups, size], np.int64)
+    w.constant("join_kv", [0, heads, -1, size], np.int64)
+    w.constant("merge", [0, 0, hidden], np.int64)
+    for name, value in (("zero", 0), ("one", 1), ("two", 2)):
+        w.constant(name, value, np.int64)
+    for name, value in (("from_0", [0]), ("half", [size // 2]), ("end", [size]), ("last", [3]), ("at_0", [0]), ("at_1", [1]),
+                        ("at_2", [2]), ("repeat_1", [1, 1, heads // groups, 1, 1])):
+        w.constant(name, value, np.int64)
+
+    def norm(x, weight, out):
+        return f"""
+        {out}_0 = Pow({x}, square)
+        {out}_1 = ReduceMean<axes = [-1], keepdims = 1>({out}_0)
+        {out}_2 = Add({out}_1, epsilon)
+        {out}_3 = Sqrt({out}_2)
+        {out}_4 = Div(unit, {out}_3)
+        {out}_5 = Mul({x}, {out}_4)
+        {out} = Mul({weight}, {out}_5)"""
+
+    def rotated(x, out):
+        return f"""
+        {out}_0 = Mul({x}, cos)
+        {out}_1 = Slice({x}, from_0, half, last)
+        {out}_2 = Slice({x}, half, end, last)
+        {out}_3 = Neg({out}_2)
+        {out}_4 = Concat<axis = -1>({out}_3, {out}_1)
+        {out}_5 = Mul({out}_4, sin)
+        {out} = Add({out}_0, {out}_5)"""
+
+    text = header(17) + f"""
+    llama_layer (float[batch, new, {hidden}] x, int64[batch, new] places,
+            float[batch, {groups}, past, {size}] past_key, float[batch, {groups}, past, {size}] past_value)
+        => (float[batch, new, {hidden}] y, float[batch, {groups}, total, {size}] key,
+            float[batch, {groups}, total, {size}] value) {{
+        places_f = Cast<to = 1>(places)
+        places_3 = Unsqueeze(places_f, at_2)
+        angles = Mul(places_3, frequencies)
+        both = Concat<axis = -1>(angles, angles)
+        both_4 = Unsqueeze(both, at_1)
+        cos = Cos(both_4)
+        sin = Sin(both_4)""" + norm("x", "norm_1", "n") + f"""
+        q0 = MatMul(n, wq)
+        q1 = Reshape(q0, split_q)
+        q2 = Transpose<perm = [0, 2, 1, 3]>(q1)
+        k0 = MatMul(n, wk)
+        k1 = Reshape(k0, split_kv)
+        k2 = Transpose<perm = [0, 2, 1, 3]>(k1)
+        v0 = MatMul(n, wv)
+        v1 = Reshape(v0, split_kv)
+        v2 = Transpose<perm = [0, 2, 1, 3]>(v1)""" + rotated("q2", "q") + rotated("k2", "k") + """
+        key = Concat<axis = 2>(past_key, k)
+        value = Concat<axis = 2>(past_value, v2)
+        key_5 = Unsqueeze(key, at_2)
+        value_5 = Unsqueeze(value, at_2)
+        shape = Shape(key_5)
+        spread = Mul(shape, repeat_1)
+        key_r = Expand(key_5, spread)
+        value_r = Expand(value_5, spread)
+        keys = Reshape(key_r, join_kv)
+        values = Reshape(value_r, join_kv)
+        past_shape = Shape(past_key)
+        past_length = Gather<axis = 0>(past_shape, two)
+        x_shape = Shape(x)
+        new_length = Gather<axis = 0>(x_shape, one)
+        total_length = Add(past_length, new_length)
+        key_at = Range(zero, total_length, one)
+        query_at = Range(past_length, total_length, one)
+        key_row = Unsqueeze(key_at, at_0)
+        query_column = Unsqueeze(query_at, at_1)
+        later = Greater(key_row, query_column)
+        bias = Where(later, lowest, zero_f)
+        kt = Transpose<perm = [0, 1, 3, 2]>(keys)
+        s0 = MatMul(q, kt)
+        s1 = Mul(s0, scale)
+        s2 = Add(s1, bias)
+        p = Softmax<axis = -1>(s2)
+        c0 = MatMul(p, values)
+        c1 = Transpose<perm = [0, 2, 1, 3]>(c0)
+        c2 = Reshape(c1, merge)
+        o = MatMul(c2, wo)
+        r = Add(x, o)""" + norm("r", "norm_2", "m") + """
+        gate = MatMul(m, w_gate)
+        gate_s = Sigmoid(gate)
+        gate_a = Mul(gate, gate_s)
+        up = MatMul(m, w_up)
+        both_f = Mul(gate_a, up)
+        down = MatMul(both_f, w_down)
+        y = Add(r, down)
+    }"""
+    cases = []
+    for seed, (batch, past, new) in enumerate([(1, 0, 5), (1, 7, 1), (2, 19, 3)]):
+        places = np.tile(np.arange(past, past + new, dtype=np.int64), (batch, 1))
+        cases.append({"x": normal(300 + seed, batch, new, hidden), "places": places,
+                      "past_key": normal(310 + seed, batch, groups, past, size),
+                      "past_value": normal(320 + seed, batch, groups, past, size)})
+    return model_of(text, w), cases
+
+
 def quantised():
     """An int8 network in QDQ form: a per-channel convolution, a per-tensor matrix product, a residual."""
     w = Weights(7)
@@ -638,6 +756,7 @@ MODELS = {
     "growing": growing,
     "decode": decode,
     "decode-in-place": decode_in_place,
+    "llama-layer": llama_layer,
     "quantised": quantised,
     "external": external,
     "control": control,

@@ -103,6 +103,43 @@ fn operand(
     Ok(e.b.cast(t, to, CAST)?)
 }
 
+/// An operand in memory that is one row or column of a matrix unit's block: a view with a dim of 1 for what is missing, so that the
+/// rest of the block is outside of it.
+struct Line {
+    buffer: Val,
+    view: (Val, Vec<Val>),
+    dims: Vec<Dim>,
+    /// Where the dim is.
+    at: usize,
+}
+
+/// The line of a side without a dim of its own; nothing where it has one or is computed.
+fn line(e: &mut Emitter<'_>, side: &Side, at: usize) -> Result<Option<Line>, Error> {
+    let (None, Some(buffer)) = (side.free_last(), e.buffer_of(side.value)) else { return Ok(None) };
+    let mut dims = e.graph.dims(side.value).to_vec();
+    dims.insert(at, Dim::from(1));
+    let view = e.view(buffer, &dims)?;
+    Ok(Some(Line { buffer, view, dims, at }))
+}
+
+impl Line {
+    fn block(
+        &self,
+        e: &mut Emitter<'_>,
+        side: &Side,
+        mut coords: Vec<Coord>,
+        own: Coord,
+        shape: [usize; 2],
+        to: DType,
+    ) -> Result<Val, Error> {
+        coords.insert(self.at, own);
+        e.shape = shape.to_vec();
+        let zero = zero_of(e.graph.dtype(side.value));
+        let t = e.load_view(self.buffer, self.view.0, &self.view.1, &self.dims, &coords, zero)?;
+        Ok(e.b.cast(t, to, CAST)?)
+    }
+}
+
 type Body<'b> = dyn FnMut(&mut Emitter<'_>, &[Val], Val) -> Result<Val, Error> + 'b;
 
 /// Nested loops of these lengths and steps over one carried tile.
@@ -148,6 +185,8 @@ pub(super) fn contract(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
     let out = node.outputs[0];
     e.leaves_of(&g.outputs, &[out])?;
     e.leaves_of(&[a.value, b.value], &[])?;
+    let line_a = if p.unit { line(&mut e, &a, 0)? } else { None };
+    let line_b = if p.unit { line(&mut e, &b, g.dims(b.value).len())? } else { None };
     let outs = (0..g.outputs.len()).map(|i| e.output(i)).collect::<Result<Vec<_>, _>>()?;
     let inner_of = |s: &Side| s.free_last().map(|_| s.first + s.free.len() - 1);
     let (m_at, n_at) = (inner_of(&a), inner_of(&b));
@@ -191,8 +230,14 @@ pub(super) fn contract(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
         let k0 = at[at.len() - 1];
         let at_a = place(&a, Coord::along(m0, 0, m_inside), at, Coord::along(k0, 1, k_inside));
         let at_b = place(&b, Coord::along(n0, 1, n_inside), at, Coord::along(k0, 0, k_inside));
-        let x = operand(e, a.value, &at_a, [tm, tk], p.types[0])?;
-        let y = operand(e, b.value, &at_b, [tk, tn], p.types[1])?;
+        let x = match &line_a {
+            Some(l) => l.block(e, &a, at_a, Coord::along(zero, 0, false), [tm, tk], p.types[0])?,
+            None => operand(e, a.value, &at_a, [tm, tk], p.types[0])?,
+        };
+        let y = match &line_b {
+            Some(l) => l.block(e, &b, at_b, Coord::along(zero, 1, false), [tk, tn], p.types[1])?,
+            None => operand(e, b.value, &at_b, [tk, tn], p.types[1])?,
+        };
         p.add(e, sums, x, y)
     })?;
     // A dim of 1 is one row or column of the block.

@@ -223,10 +223,11 @@ impl Builder<'_> {
             None => Ok(p),
         }
     }
-    /// Positions rounded to integers before, as `i64` indices inside `0..n`.
+    /// Positions rounded to integers before, as `i32` indices inside `0..n`.
     fn clamp_index(&mut self, i: ValueId, n: &Dim) -> One {
-        let i = self.convert(i, DType::I64)?;
+        let i = self.saturate(i, DType::I32)?;
         let last = self.dim_as(&(n - 1), DType::I64)?;
+        let last = self.saturate(last, DType::I32)?;
         let i = self.binary(Binary::Min, i, last)?;
         self.binary_const(Binary::Max, i, 0.0)
     }
