@@ -54,9 +54,17 @@ impl Product {
         (if parts == 1 { n.max(least) } else { (even + UNIT - 1) / UNIT * UNIT }) as usize
     }
 
-    /// Steps of the summed dim at once.
+    /// Steps of the summed dim at once: a divisor of it where there is one that is not short, so that no block is padded.
     fn steps(&self, d: &Dim) -> usize {
-        if self.unit { self.length(d, STEPS.min(self.side)) } else { 1 }
+        if !self.unit {
+            return 1;
+        }
+        let most = STEPS.min(self.side);
+        let long = d.as_const().filter(|&n| n > most).and_then(|n| {
+            let divides = |unit: i64| (most / 4..=most).rev().find(|k| n % k == 0 && k % unit == 0);
+            divides(UNIT).or(divides(1))
+        });
+        long.map_or_else(|| self.length(d, most), |k| k as usize)
     }
 
     /// The sums with one more block.
@@ -103,36 +111,39 @@ fn operand(
     Ok(e.b.cast(t, to, CAST)?)
 }
 
-/// An operand in memory that is one row or column of a matrix unit's block: a view with a dim of 1 for what is missing, so that the
-/// rest of the block is outside of it.
-struct Line {
+/// An operand in memory as a block is read from it.
+struct Source {
     buffer: Val,
     view: (Val, Vec<Val>),
     dims: Vec<Dim>,
-    /// Where the dim is.
-    at: usize,
+    /// For each dim of the view the operand's; `None` for one of length 1 that the operand lacks.
+    order: Vec<Option<usize>>,
 }
 
-/// The line of a side without a dim of its own; nothing where it has one or is computed.
-fn line(e: &mut Emitter<'_>, side: &Side, at: usize) -> Result<Option<Line>, Error> {
-    let (None, Some(buffer)) = (side.free_last(), e.buffer_of(side.value)) else { return Ok(None) };
-    let mut dims = e.graph.dims(side.value).to_vec();
-    dims.insert(at, Dim::from(1));
-    let view = e.view(buffer, &dims)?;
-    Ok(Some(Line { buffer, view, dims, at }))
-}
+impl Source {
+    /// One row or column of a matrix unit's block: a dim of 1 stands for what is missing, so that the rest of the block is outside of
+    /// the view. Nothing where the side has a dim of its own or is computed.
+    fn line(e: &mut Emitter<'_>, side: &Side, at: usize) -> Result<Option<Source>, Error> {
+        let (None, Some(buffer)) = (side.free_last(), e.buffer_of(side.value)) else { return Ok(None) };
+        let mut dims = e.graph.dims(side.value).to_vec();
+        let mut order: Vec<Option<usize>> = (0..dims.len()).map(Some).collect();
+        dims.insert(at, Dim::from(1));
+        order.insert(at, None);
+        let view = e.view(buffer, &dims)?;
+        Ok(Some(Source { buffer, view, dims, order }))
+    }
 
-impl Line {
+    /// The block at coordinates of the operand, those of the missing dim being `own`.
     fn block(
         &self,
         e: &mut Emitter<'_>,
         side: &Side,
-        mut coords: Vec<Coord>,
+        coords: &[Coord],
         own: Coord,
         shape: [usize; 2],
         to: DType,
     ) -> Result<Val, Error> {
-        coords.insert(self.at, own);
+        let coords: Vec<Coord> = self.order.iter().map(|d| d.map_or(own, |d| coords[d])).collect();
         e.shape = shape.to_vec();
         let zero = zero_of(e.graph.dtype(side.value));
         let t = e.load_view(self.buffer, self.view.0, &self.view.1, &self.dims, &coords, zero)?;
@@ -181,12 +192,40 @@ pub(super) fn contract(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
     let k = k_dim(ki);
     let (tm, tn, tk) = (p.length(&m, p.side), p.length(&nn, p.side), p.steps(&k));
 
+    let (m_inside, n_inside, k_inside) = (multiple(&m, tm), multiple(&nn, tn), multiple(&k, tk));
+    // Where the last block of steps is padded, a matrix unit takes its operands as they lie in memory.
+    let mut s = Scheduled::default();
+    let (mut copy_a, mut packed_b) = (None, None);
+    if p.unit && !k_inside {
+        let input = g.inputs.iter().position(|&v| v == a.value);
+        if let (Some(input), Some(_), Some(&along)) = (input, a.free_last(), a.over.get(ki))
+            && along != a_last
+        {
+            let mut order: Vec<usize> = (0..=a_last).filter(|&d| d != along).collect();
+            order.push(along);
+            let (arg, dims) = copied(r, &mut s, input, "turned", &|b, x| b.permute(x, &order))?;
+            copy_a = Some((arg, dims, order));
+        }
+        if b.free_last().is_some_and(|d| d + 1 != g.dims(b.value).len()) {
+            packed_b = b.place(r, &mut s, &b.over, tn, (1, 1))?;
+        }
+    }
     let mut e = Emitter::new(r.name, g);
     let out = node.outputs[0];
     e.leaves_of(&g.outputs, &[out])?;
-    e.leaves_of(&[a.value, b.value], &[])?;
-    let line_a = if p.unit { line(&mut e, &a, 0)? } else { None };
-    let line_b = if p.unit { line(&mut e, &b, g.dims(b.value).len())? } else { None };
+    let source_a = match copy_a {
+        Some((arg, dims, order)) => {
+            let buffer = e.buffer(arg, g.dtype(a.value), Access::Read);
+            let view = e.view(buffer, &dims)?;
+            Some(Source { buffer, view, dims, order: order.into_iter().map(Some).collect() })
+        }
+        None => {
+            e.leaves_of(&[a.value], &[])?;
+            if p.unit { Source::line(&mut e, &a, 0)? } else { None }
+        }
+    };
+    let panels_b = b.panels(r, &mut e, packed_b)?;
+    let source_b = if p.unit { Source::line(&mut e, &b, g.dims(b.value).len())? } else { None };
     let outs = (0..g.outputs.len()).map(|i| e.output(i)).collect::<Result<Vec<_>, _>>()?;
     let inner_of = |s: &Side| s.free_last().map(|_| s.first + s.free.len() - 1);
     let (m_at, n_at) = (inner_of(&a), inner_of(&b));
@@ -208,7 +247,6 @@ pub(super) fn contract(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
     for (&i, c) in outer_at.iter().zip(delinear(&mut e, po, &outer_dims)?) {
         base[i] = c;
     }
-    let (m_inside, n_inside, k_inside) = (multiple(&m, tm), multiple(&nn, tn), multiple(&k, tk));
     let place = |side: &Side, free: Coord, at: &[Val], kc: Coord| -> Vec<Coord> {
         (0..g.dims(side.value).len())
             .map(|d| {
@@ -230,13 +268,23 @@ pub(super) fn contract(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
         let k0 = at[at.len() - 1];
         let at_a = place(&a, Coord::along(m0, 0, m_inside), at, Coord::along(k0, 1, k_inside));
         let at_b = place(&b, Coord::along(n0, 1, n_inside), at, Coord::along(k0, 0, k_inside));
-        let x = match &line_a {
-            Some(l) => l.block(e, &a, at_a, Coord::along(zero, 0, false), [tm, tk], p.types[0])?,
+        let x = match &source_a {
+            Some(from) => from.block(e, &a, &at_a, Coord::along(zero, 0, false), [tm, tk], p.types[0])?,
             None => operand(e, a.value, &at_a, [tm, tk], p.types[0])?,
         };
-        let y = match &line_b {
-            Some(l) => l.block(e, &b, at_b, Coord::along(zero, 1, false), [tk, tn], p.types[1])?,
-            None => operand(e, b.value, &at_b, [tk, tn], p.types[1])?,
+        let y = match (&panels_b, &source_b) {
+            (Some((buffer, (view, strides), dims)), _) => {
+                let mut c: Vec<Coord> = b.batch.iter().map(|&d| at_b[d]).collect();
+                c.extend(b.free[..b.free.len() - 1].iter().map(|&d| at_b[d]));
+                c.push(Coord::at(pn));
+                c.extend(b.over.iter().map(|&d| at_b[d]));
+                c.push(Coord::along(zero, 1, true));
+                e.shape = vec![tk, tn];
+                let t = e.load_view(*buffer, *view, strides, dims, &c, zero_of(g.dtype(b.value)))?;
+                e.b.cast(t, p.types[1], CAST)?
+            }
+            (_, Some(from)) => from.block(e, &b, &at_b, Coord::along(zero, 1, false), [tk, tn], p.types[1])?,
+            _ => operand(e, b.value, &at_b, [tk, tn], p.types[1])?,
         };
         p.add(e, sums, x, y)
     })?;
@@ -256,7 +304,8 @@ pub(super) fn contract(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
         Ok(result_coords(e, &results, &c))
     })?;
     let grid = [m.ceildiv(&Dim::from(tm as i64)), nn.ceildiv(&Dim::from(tn as i64)), product(&outer_dims)];
-    Ok(Scheduled { launches: vec![e.launch(grid)], ..Scheduled::default() })
+    s.launches.push(e.launch(grid));
+    Ok(s)
 }
 
 /// A copy of an input with zeros before and after it along the dims of `pads`, for the blocks that a matrix unit adds up have
@@ -267,26 +316,38 @@ fn padded(
     input: usize,
     pads: &[(usize, &(Dim, Dim))],
 ) -> Result<(KernelArg, Vec<Dim>), Error> {
-    let v = r.graph.inputs[input];
-    let (dtype, dims) = (r.graph.dtype(v), r.graph.dims(v).to_vec());
-    let build = || -> Result<Graph, GraphError> {
-        let mut g = Graph { name: "pad".into(), ..Graph::default() };
-        let x = g.add_input(Type::tensor(dtype, dims.clone()), None);
-        let mut symbols = Symbols::new();
-        let mut b = Builder::new(&mut g, &mut symbols);
-        let (mut low, mut high) = (vec![Dim::from(0); dims.len()], vec![Dim::from(0); dims.len()]);
+    let dtype = r.graph.dtype(r.graph.inputs[input]);
+    copied(r, s, input, "pad", &|b, x| {
+        let rank = b.dims(x).len();
+        let (mut low, mut high) = (vec![Dim::from(0); rank], vec![Dim::from(0); rank]);
         for &(axis, (before, after)) in pads {
             low[axis] = before.clone();
             high[axis] = after.max(&Dim::from(0));
         }
         let zero = b.scalar(dtype, zero_of(dtype))?;
-        let out = b.pad(x, zero, &low, &high)?;
-        g.outputs = vec![out];
-        Ok(g)
-    };
-    let graph = build()?;
-    let to = graph.dims(graph.outputs[0]).to_vec();
-    let launches = map::schedule(&r.part(&graph, &format!("{}_pad", r.name)))?.launches;
+        b.pad(x, zero, &low, &high)
+    })
+}
+
+type Build<'b> = dyn Fn(&mut Builder<'_>, ValueId) -> Result<ValueId, GraphError> + 'b;
+
+/// What a graph makes of an input, in temporary memory.
+fn copied(
+    r: &Request<'_>,
+    s: &mut Scheduled,
+    input: usize,
+    what: &str,
+    build: &Build<'_>,
+) -> Result<(KernelArg, Vec<Dim>), Error> {
+    let v = r.graph.inputs[input];
+    let (dtype, dims) = (r.graph.dtype(v), r.graph.dims(v).to_vec());
+    let mut graph = Graph { name: what.into(), ..Graph::default() };
+    let x = graph.add_input(Type::tensor(dtype, dims), None);
+    let mut symbols = Symbols::new();
+    let out = build(&mut Builder::new(&mut graph, &mut symbols), x)?;
+    graph.outputs = vec![out];
+    let to = graph.dims(out).to_vec();
+    let launches = map::schedule(&r.part(&graph, &format!("{}_{what}", r.name)))?.launches;
     Ok((s.prepare(input, (dtype, to.clone()), launches), to))
 }
 
