@@ -54,6 +54,12 @@ fn no_fma(op: &Op, tys: &[Ty]) -> bool {
     !matches!(op, Op::Fma {}) && least(op, tys)
 }
 
+/// Without f64.
+fn no_f64(op: &Op, tys: &[Ty]) -> bool {
+    let wide = |t: &Ty| t.dtype() == DType::F64;
+    least(op, tys) && !tys.iter().any(wide) && !matches!(op, Op::Cast { to: DType::F64, .. })
+}
+
 fn kernel(op: &Op, types: &[DType], n: usize) -> Kernel {
     let mut b = KernelBuilder::new("k");
     let inputs: Vec<_> =
@@ -230,6 +236,14 @@ fn unary_f32_within_class_without_fma() {
         [Unary::Exp, Unary::Log, Unary::Log2, Unary::Sin, Unary::Tan, Unary::Tanh, Unary::Erf, Unary::Atan]
     {
         worst_f32(op, &no_fma);
+    }
+}
+
+#[test]
+fn turns_within_class_without_f64() {
+    for op in [Unary::Sin, Unary::Cos, Unary::Tan] {
+        worst_f32(op, &no_f64);
+        worst_f32(op, &|op, tys| no_f64(op, tys) && no_fma(op, tys));
     }
 }
 

@@ -1,9 +1,10 @@
 //! Block reads and writes: windows on device pointers, clipped to the view.
 
 use tongtu_tensor::Num;
-use tongtu_tile::{Factor, Inst, TileMap};
+use tongtu_tile::{Factor, Inst, TileMap, Val};
 
 use crate::emit::{Emit, Slot, Text, ViewSlot, constant, mlir, shaped};
+use crate::legal;
 
 /// Where a window's elements are present: first coordinate and count for each memory dim.
 struct Clip {
@@ -11,7 +12,43 @@ struct Clip {
     count: Vec<String>,
 }
 
+/// How a tile that a matrix unit reads lies in memory.
+#[derive(Clone, Debug)]
+pub(crate) struct Lay {
+    /// Whether its dims are not in the order of memory.
+    turned: bool,
+    /// For each dim whether the tile may reach out of memory along it.
+    padded: Vec<bool>,
+}
+
 impl Emit<'_> {
+    /// Notes how an operand of a product lies.
+    fn note_lay(&mut self, v: Val, map: &TileMap, inside: &[bool], turned: bool) {
+        let along = |d: usize| map.0.iter().flatten().any(|f| f.size > 1 && f.dim == Some(d));
+        // An index alone may leave out the whole tile.
+        let all = (0..inside.len()).any(|d| !inside[d] && !along(d));
+        let out = |f: &Factor| f.size > 1 && f.dim.is_some_and(|d| !inside[d]);
+        let padded = map.0.iter().map(|fs| all || fs.iter().any(out)).collect();
+        self.lays.insert(v, Lay { turned, padded });
+    }
+
+    /// Notes how a permuted operand of a product lies.
+    pub(crate) fn permute_lay(&mut self, from: Val, to: Val, perm: &[usize]) {
+        if let Some(l) = self.lays.get(&from) {
+            let padded = perm.iter().map(|&p| l.padded.get(p).copied().unwrap_or(true)).collect();
+            let turned = l.turned == perm.is_sorted();
+            self.lays.insert(to, Lay { turned, padded });
+        }
+    }
+
+    /// Whether the padding along the summed dim of a product would be lost: one chip's compiler leaves it out where an operand is turned.
+    pub(crate) fn loses_padding(&self, a: Val, b: Val) -> bool {
+        let of = |v: Val| self.lays.get(&v);
+        let turned = [a, b].into_iter().any(|v| of(v).is_some_and(|l| l.turned));
+        let padded = |v: Val, d: usize| of(v).is_some_and(|l| l.padded.get(d) == Some(&true));
+        legal::is_950(self.chip) && turned && (padded(a, 1) || padded(b, 0))
+    }
+
     /// The factors of at least so many elements that lie in memory, in the order of memory: of dims, and along one dim the far steps
     /// first. With the place of each among all such factors, and their sizes.
     fn factors(map: &TileMap, least: usize) -> (Vec<Factor>, Vec<usize>, Vec<usize>) {
@@ -215,6 +252,9 @@ impl Emit<'_> {
         let mut order: Vec<usize> = (0..places.len()).collect();
         order.sort_by_key(|&i| places[i]);
         let moved: Vec<usize> = order.iter().map(|&i| present[i]).collect();
+        if self.matrix.contains(&inst.results[0]) {
+            self.note_lay(inst.results[0], map, inside, !order.is_sorted());
+        }
         let mut t = self.transposed(t, &element, &shape, &order);
         let mut now = if moved.is_empty() { shape } else { moved };
         if places.len() < all.len() && !places.is_empty() {

@@ -9,6 +9,7 @@ use tongtu_tensor::scalar::{Binary, Compare, Unary};
 use tongtu_tensor::{Combiner, DType, Num, Overflow};
 use tongtu_tile::{Block, Inst, Kernel, Op, ParamKind, Ty, Val};
 
+use crate::access::Lay;
 use crate::legal;
 
 pub(crate) type Text<T> = Result<T, CompileError>;
@@ -41,7 +42,7 @@ pub(crate) enum Slot {
 
 pub(crate) struct Emit<'a> {
     kernel: &'a Kernel,
-    chip: &'a Chip,
+    pub chip: &'a Chip,
     out: String,
     /// Lines written.
     lines: usize,
@@ -58,7 +59,9 @@ pub(crate) struct Emit<'a> {
     /// Tiles that must come from a fill: accumulators of products and reductions.
     filled: HashSet<Val>,
     /// Tiles that a matrix unit reads as they lie in memory.
-    matrix: HashSet<Val>,
+    pub matrix: HashSet<Val>,
+    /// How those lie.
+    pub lays: HashMap<Val, Lay>,
 }
 
 /// A kernel's text.
@@ -89,6 +92,7 @@ pub fn emit(kernel: &Kernel, chip: &Chip) -> Result<Emitted, CompileError> {
         squeezed: HashMap::new(),
         filled: HashSet::new(),
         matrix: HashSet::new(),
+        lays: HashMap::new(),
     };
     find_fills(&kernel.body, &mut e.filled);
     find_operands(&kernel.body, &mut e.matrix);
@@ -569,6 +573,7 @@ impl Emit<'_> {
                 return Ok(self.reshaped(&ops[0], &element(d), &from_shape, &shape));
             }
             Op::Permute { perm } => {
+                self.permute_lay(inst.operands[0], result, perm);
                 let empty = self.empty(&ty);
                 let p = perm.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
                 self.line(format!(
@@ -603,6 +608,9 @@ impl Emit<'_> {
                     "{name} = hfusion.{op} {} : {from} cum_dims = [{dim}] reverse = {reverse} -> {ty}",
                     ops[0]
                 ));
+            }
+            Op::Mma {} if self.loses_padding(inst.operands[1], inst.operands[2]) => {
+                return self.refuse(inst, "a transposed operand beside one padded along the summed dim");
             }
             Op::Mma {} => {
                 let (a, b) = (self.ty(inst.operands[1]), self.ty(inst.operands[2]));

@@ -13,7 +13,7 @@ fn no(why: impl Into<String>) -> Support {
     Support::No(why.into())
 }
 
-fn is_950(chip: &Chip) -> bool {
+pub(crate) fn is_950(chip: &Chip) -> bool {
     chip.arch.contains("950")
 }
 

@@ -4,8 +4,8 @@
 use tongtu_ascend::{AscendCompiler, Tool, emit};
 use tongtu_chip::Chip;
 use tongtu_plan::backend::{CompileError, Compiler};
-use tongtu_tensor::DType;
-use tongtu_tile::{Kernel, Module, verify};
+use tongtu_tensor::{DType, Num};
+use tongtu_tile::{Access, Kernel, KernelBuilder, Module, TileError, TileMap, verify};
 
 #[path = "../../../conformance/gates.rs"]
 mod gates;
@@ -56,6 +56,46 @@ fn convolution_with_padding_read_in_place_is_refused() {
         match emit(&k, &chip) {
             Err(CompileError::Unsupported { reason, .. }) => assert!(reason.contains("before its memory")),
             other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// `x[16, k] * w[16, k]` transposed, in steps of 16.
+fn product_of_rows() -> Kernel {
+    let build = || {
+        let mut b = KernelBuilder::new("rows");
+        let x = b.buffer("x", DType::F32, Access::Read);
+        let w = b.buffer("w", DType::F32, Access::Read);
+        let y = b.buffer("y", DType::F32, Access::Write);
+        let k = b.scalar("k", DType::I64);
+        let (o, one, n) = (b.int(0), b.int(1), b.int(16));
+        let (vx, vw) = (b.view(x, o, &[n, k], &[k, one])?, b.view(w, o, &[n, k], &[k, one])?);
+        let vy = b.view(y, o, &[n, n], &[n, one])?;
+        let sums = b.full(DType::F32, &[16, 16], Num::Float(0.0))?;
+        let r = b.for_loop(o, k, n, &[sums], |b, i, c| {
+            let zero = Num::Float(0.0);
+            let s = b.load(vx, &[o, i], TileMap::along(&[16, 16], &[0, 1]), &[true, false], zero)?;
+            let t = b.load(vw, &[o, i], TileMap::along(&[16, 16], &[1, 0]), &[true, false], zero)?;
+            Ok(vec![b.mma(c[0], s, t)?])
+        })?;
+        b.store(vy, r[0], &[o, o], TileMap::along(&[16, 16], &[0, 1]), &[true, true])?;
+        Ok::<_, TileError>(b.finish())
+    };
+    build().unwrap()
+}
+
+#[test]
+fn padded_steps_of_a_transposed_operand_are_refused_where_they_are_lost() {
+    let k = product_of_rows();
+    verify(&k).unwrap_or_else(|e| panic!("{}", e[0]));
+    for chip in chips() {
+        match emit(&k, &chip) {
+            Ok(_) => assert_eq!(chip.name, "ascend-910b"),
+            Err(CompileError::Unsupported { reason, .. }) => {
+                assert_eq!(chip.name, "ascend-950");
+                assert!(reason.contains("transposed operand"), "{reason}");
+            }
+            Err(e) => panic!("{e}"),
         }
     }
 }

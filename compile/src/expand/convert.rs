@@ -146,7 +146,7 @@ impl Emit<'_> {
     }
 
     /// Whether there is f64 to compute in.
-    fn has_wide(&self) -> bool {
+    pub(super) fn has_wide(&self) -> bool {
         let wide = Op::Cast { to: DType::F64, mode: CastMode::default() };
         self.takes(&wide, &[DType::F32])
     }

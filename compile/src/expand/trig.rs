@@ -70,7 +70,10 @@ impl Emit<'_> {
         let go = self.any(far);
         let near: Vec<Val> = [r, n].into_iter().chain(low).collect();
         let out = self.when(go, &near, |m| {
-            let (fr, flow, fk) = m.far_turns(f, x, a);
+            let (fr, flow, fk) = match f.single() && !m.has_wide() {
+                true => m.far_turns_in_32(x, a),
+                false => m.far_turns(f, x, a),
+            };
             let mut out = vec![m.sel(far, fr, r), m.sel(far, fk, n)];
             if let (Some(low), Some(flow)) = (low, flow) {
                 out.push(m.sel(far, flow, low));
@@ -93,6 +96,21 @@ impl Emit<'_> {
                 r = self.fma_exact(n, part, r);
             }
             return (r, None, bits);
+        }
+        if f.single() && !self.has_wide() {
+            // n has 17 bits: its products with parts of 7 are exact, and so are the first two differences.
+            let (mut r, mut low) = (x, self.k(f.d, 0.0));
+            for (i, &part) in PI_2_SHORT.iter().enumerate() {
+                let p = self.mul_k(n, -part);
+                if i < 2 {
+                    r = self.add(r, p);
+                } else {
+                    let (sum, e) = self.two_sum(r, p);
+                    r = sum;
+                    low = self.add(low, e);
+                }
+            }
+            return (self.add(r, low), None, bits);
         }
         // Products of n with a part of 33 bits are exact.
         let wide = DType::F64;
@@ -230,5 +248,99 @@ impl Emit<'_> {
         let (r, low) = self.two_sum(p, e);
         let (r, low) = (signed(self, r), signed(self, low));
         (self.sel(finite, r, nan), Some(low), n)
+    }
+
+    /// The same for f32 in 32-bit integers.
+    fn far_turns_in_32(&mut self, x: Val, a: Val) -> (Val, Option<Val>, Val) {
+        let (u, d) = (DType::U32, DType::F32);
+        let code = self.bits(a, u);
+        let e = self.shr(code, 23);
+        let m = self.and_i(code, 0x007f_ffff);
+        let hidden = self.i(u, 0x0080_0000);
+        let m = self.or(m, hidden);
+        // Position of the first digit, one word of zeros standing before the digits.
+        let s = self.add_i(e, 32 - 127 - 23);
+        let (at, shift) = (self.shr(s, 5), self.and_i(s, 31));
+        let digit = |i: usize| if i == 0 { 0 } else { TURN.get(i - 1).copied().unwrap_or(0) };
+        let mut window: Vec<Val> = (0..4).map(|j| self.i(u, digit(j).into())).collect();
+        for start in 1..=4 {
+            let here = self.cmp_i(Compare::Eq, at, start as i128);
+            for (j, v) in window.iter_mut().enumerate() {
+                let w = self.i(u, digit(start + j).into());
+                *v = self.sel(here, w, *v);
+            }
+        }
+        let width = self.i(u, 32);
+        let right = self.sub(width, shift);
+        // Half words, the last first.
+        let mut halves = Vec::new();
+        for pair in window.windows(2).rev() {
+            let (high, low) = (self.bin(Binary::Shl, pair[0], shift), self.bin(Binary::Shr, pair[1], right));
+            let word = self.or(high, low);
+            halves.extend([self.and_i(word, 0xffff), self.shr(word, 16)]);
+        }
+        // The fraction of a turn: what of m times the digits is below their first.
+        let parts = [self.and_i(m, 0xffff), self.shr(m, 16)];
+        let mut sums: Vec<Vec<Val>> = vec![Vec::new(); halves.len()];
+        for (p, &part) in parts.iter().enumerate() {
+            for (j, &h) in halves.iter().enumerate().take(halves.len() - p) {
+                let product = self.mul(part, h);
+                let low = self.and_i(product, 0xffff);
+                sums[j + p].push(low);
+                if let Some(above) = sums.get_mut(j + p + 1) {
+                    let high = self.shr(product, 16);
+                    above.push(high);
+                }
+            }
+        }
+        let mut carry = self.i(u, 0);
+        let mut fraction = Vec::new();
+        for column in sums {
+            let mut sum = carry;
+            for v in column {
+                sum = self.add(sum, v);
+            }
+            fraction.push(self.and_i(sum, 0xffff));
+            carry = self.shr(sum, 16);
+        }
+        let word = |m: &mut Self, k: usize| {
+            let high = m.shl(fraction[k + 1], 16);
+            m.or(high, fraction[k])
+        };
+        let top = word(self, 4);
+        let n = self.add_i(top, 1 << 29);
+        let n = self.shr(n, 30);
+        let whole = self.shl(n, 30);
+        let top = self.sub(top, whole);
+        let top = self.bits(top, DType::I32);
+        // In units of 2^-32 turns, from halves that are exact; the top is signed.
+        let (high, low) = (self.shr(top, 16), self.and_i(top, 0xffff));
+        let (high, low) = (self.cast(high, d), self.cast(low, d));
+        let high = self.mul_k(high, 65536.0);
+        let (r, rest) = self.two_sum(high, low);
+        let mut tail = rest;
+        let mut below = self.k(d, 0.0);
+        for (k, unit) in [(2, 2f64.powi(-32)), (3, 2f64.powi(-16))] {
+            let h = self.bits(fraction[k], DType::I32);
+            let h = self.cast(h, d);
+            let h = self.mul_k(h, unit);
+            below = self.add(below, h);
+        }
+        tail = self.add(tail, below);
+        let r = self.add(r, tail);
+        let r = self.mul_k(r, TWO_PI_F64.0 * 2f64.powi(-32));
+        let sign_bit = self.i(u, 0x8000_0000);
+        let bits = self.bits(x, u);
+        let sign = self.and(bits, sign_bit);
+        let b = self.bits(r, u);
+        let b = self.bin(Binary::Xor, b, sign);
+        let r = self.bits(b, d);
+        let n = self.bits(n, DType::I32);
+        let minus = self.un(Unary::Neg, n);
+        let negative = self.cmp_i(Compare::Ne, sign, 0);
+        let n = self.sel(negative, minus, n);
+        let finite = self.cmp_k(Compare::Lt, a, f64::INFINITY);
+        let nan = self.k(d, f64::NAN);
+        (self.sel(finite, r, nan), None, n)
     }
 }

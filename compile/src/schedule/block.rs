@@ -283,7 +283,9 @@ pub(super) fn contract(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
                 let t = e.load_view(*buffer, *view, strides, dims, &c, zero_of(g.dtype(b.value)))?;
                 e.b.cast(t, p.types[1], CAST)?
             }
-            (_, Some(from)) => from.block(e, &b, &at_b, Coord::along(zero, 1, false), [tk, tn], p.types[1])?,
+            (_, Some(from)) => {
+                from.block(e, &b, &at_b, Coord::along(zero, 1, false), [tk, tn], p.types[1])?
+            }
             _ => operand(e, b.value, &at_b, [tk, tn], p.types[1])?,
         };
         p.add(e, sums, x, y)
