@@ -431,7 +431,7 @@ op_table! {
     /// The operands one after another along a dim; the other dims are equal.
     Concat "concat" ("x…") { axis: usize = "The dim joined along." } Exact;
     /// `result = data.dims[..axis] ++ indices.dims ++ data.dims[axis+1..]`: slices of `data` at each index. An index
-    /// outside `0..n` reads zero.
+    /// outside `0..n` reads zero (NaN in a type without it).
     Take "take" ("data", "indices") { axis: usize = "The dim indexed." } Exact;
     /// `result[i…] = data[i… with i[axis] replaced by indices[i…]]`; equal ranks, the result has the dims of `indices`, whose dims other
     /// than `axis` are not above those of `data`. An index outside reads zero.
@@ -440,10 +440,10 @@ op_table! {
     /// a slice of `data.dims[batch+k..]`. Result: batch ++ outer ++ that. A row with an index outside reads zeros.
     GatherNd "gather_nd" ("data", "indices") { batch: usize = "Number of shared leading dims." } Exact;
     /// A copy of `data` in which `data[i… with i[axis] := indices[i…]]` is combined with `updates[i…]` for every i in row-major order;
-    /// an index outside drops its update.
+    /// an index outside drops its update. Floats narrower than f32 are rounded at every step.
     ScatterAlong "scatter_along" ("data", "indices", "updates") { axis: usize = "The dim indexed.", combiner: Combiner = "How updates combine; `old ∘ new`." } Reassociable;
     /// `indices.dims = outer ++ [k]`, `updates.dims = outer ++ data.dims[k..]`: a copy of `data` in which the slice at each row of k indices is
-    /// combined with its update, in row-major order; a row with an index outside is dropped.
+    /// combined with its update, in row-major order; a row with an index outside is dropped. Floats narrower than f32 are rounded at every step.
     ScatterNd "scatter_nd" ("data", "indices", "updates") { combiner: Combiner = "How updates combine." } Reassociable;
     /// Combines all elements along the axes, which the result lacks. An empty set gives the combiner's identity (for arg-combiners the
     /// worst value and index 0). Low-precision floats accumulate in f32.

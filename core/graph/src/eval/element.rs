@@ -2,7 +2,7 @@
 
 use tongtu_tensor::dim::Dim;
 use tongtu_tensor::scalar::Approx;
-use tongtu_tensor::{CastMode, Combiner, DType, Num};
+use tongtu_tensor::{CastMode, Combiner, DType, Num, Overflow};
 
 use crate::error::GraphError;
 use crate::eval::elem::{Elem, Sum, accumulator, hull};
@@ -255,7 +255,7 @@ fn pick<E: Elem>(
     let mut read = |x: &mut dyn FnMut(usize) -> Result<E, GraphError>, i: &[i128]| {
         let inside = i.iter().zip(lengths).all(|(&i, &n)| (0..n as i128).contains(&i));
         if !inside {
-            return Ok(E::of_code(dtype, 0));
+            return Ok(E::of_code(dtype, dtype.encode(Num::Int(0), Overflow::Format)));
         }
         let i: Vec<usize> = i.iter().map(|&i| i as usize).collect();
         x(at(&i))
@@ -363,6 +363,15 @@ impl<E: Elem> Combination<E> {
             _ => State::Extreme(None),
         };
         Combination { combiner, dtype, index_type: index_type.unwrap_or(DType::I64), state }
+    }
+    /// The same where every step is rounded to the type: floats narrower than what sums are kept in are combined one after another.
+    pub fn stepwise(combiner: Combiner, dtype: DType) -> Self {
+        match combiner {
+            Combiner::Add | Combiner::Mul if accumulator(dtype) != dtype => {
+                Combination { combiner, dtype, index_type: DType::I64, state: State::Fold(None) }
+            }
+            _ => Combination::new(combiner, dtype, None),
+        }
     }
     pub fn push(&mut self, v: E, index: Option<E>) {
         match &mut self.state {

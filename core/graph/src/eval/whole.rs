@@ -178,7 +178,7 @@ impl Targets {
         let value = match self.rows.get(&(at / slice)) {
             None => old,
             Some(rows) => {
-                let mut c = Combination::new(combiner, dtype, None);
+                let mut c = Combination::stepwise(combiner, dtype);
                 c.push(old, None);
                 for row in rows {
                     c.push(update(row * slice + at % slice)?, None);
