@@ -52,6 +52,8 @@ pub(crate) struct Emit<'a> {
     slots: HashMap<Val, Slot>,
     /// Integer constants by name.
     pub known: HashMap<String, i64>,
+    /// Tiles of one integer by name.
+    splats: HashMap<String, i128>,
     /// Scalars proven not negative.
     pub not_negative: HashSet<String>,
     /// Tiles that only add dims of 1 to another: what they are made of.
@@ -88,6 +90,7 @@ pub fn emit(kernel: &Kernel, chip: &Chip) -> Result<Emitted, CompileError> {
         next: 0,
         slots: HashMap::new(),
         known: HashMap::new(),
+        splats: HashMap::new(),
         not_negative: HashSet::new(),
         squeezed: HashMap::new(),
         filled: HashSet::new(),
@@ -647,6 +650,9 @@ impl Emit<'_> {
         }
         let name = self.fresh();
         self.line(format!("{name} = arith.constant dense<{literal}> : {ty}"));
+        if d.is_int() {
+            self.splats.insert(name.clone(), value.to_i128());
+        }
         name
     }
 
@@ -780,6 +786,19 @@ impl Emit<'_> {
             e.line(format!("{name} = arith.{op} {a}, {b} : {ty}"));
             name
         };
+        let signed = d.is_signed();
+        let safe = match (b, self.splats.get(y).copied()) {
+            (Binary::Div, Some(k)) if k > 0 && signed => Some("divsi"),
+            (Binary::Div, Some(k)) if k > 0 => Some("divui"),
+            (Binary::Shl, Some(k)) if (0..d.bits().into()).contains(&k) => Some("shli"),
+            (Binary::Shr, Some(k)) if (0..d.bits().into()).contains(&k) => {
+                Some(if signed { "shrsi" } else { "shrui" })
+            }
+            _ => None,
+        };
+        if let Some(op) = safe {
+            return plain(self, op, x, y);
+        }
         let zero = constant_of(self, 0);
         if b == Binary::Div {
             let one = constant_of(self, 1);

@@ -20,6 +20,10 @@ pub const VERSION: &str = "1.2.0";
 const SHA256: &str = "d4e5bfab877ee4ba7b312885f4f5bf646072fd47c88d5aa96f6a11f67d3e8522";
 /// Longest one check may take.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Longest it may take to fit a kernel another way, once it has said that it does not fit.
+const SECOND: Duration = Duration::from_secs(30);
+/// What it says then.
+const AGAIN: &str = "Ub overflow detected";
 
 /// The program for one chip.
 #[derive(Clone, Debug)]
@@ -249,7 +253,14 @@ impl Tool {
             _ => (&said[..said.find(DUMP).unwrap_or(said.len())], None),
         };
         let Some(planned) = planned.filter(|_| !last.is_empty()) else {
-            return Ok(overflow(said).unwrap_or_else(|| Verdict::Refused(first_lines(said))));
+            // Without an answer how much more it needs is not known.
+            let limit = chip.capacity("ub").unwrap_or(0);
+            let large = || Verdict::TooLarge { level: "ub".to_string(), need: limit + 1, limit };
+            let other = || match said.starts_with(SILENCE) && said.contains(AGAIN) {
+                true => large(),
+                false => Verdict::Refused(first_lines(said)),
+            };
+            return Ok(overflow(said).unwrap_or_else(other));
         };
         let lacking = self.lacking(&last, chip)?;
         if !lacking.is_empty() {
@@ -300,20 +311,28 @@ impl Tool {
             .stderr(log)
             .spawn()?;
         let start = Instant::now();
+        let (mut looked, mut end) = (start, start + PATIENCE);
         let status = loop {
+            let now = Instant::now();
             match child.try_wait()? {
                 Some(status) => break Some(status),
-                None if start.elapsed() > PATIENCE => {
+                None if now > end => {
                     child.kill()?;
                     child.wait()?;
                     break None;
                 }
                 None => std::thread::sleep(Duration::from_millis(5)),
             }
+            if now - looked > Duration::from_secs(1) && end == start + PATIENCE {
+                looked = now;
+                if String::from_utf8_lossy(&std::fs::read(dir.join("log"))?).contains(AGAIN) {
+                    end = end.min(now + SECOND);
+                }
+            }
         };
         let mut said = String::from_utf8_lossy(&std::fs::read(dir.join("log"))?).into_owned();
         if status.is_none() {
-            said = format!("no answer within {} s\n{said}", PATIENCE.as_secs());
+            said = format!("{SILENCE} within {} s\n{said}", (end - start).as_secs());
         }
         Ok((status.is_some_and(|s| s.success()), said))
     }
@@ -330,6 +349,9 @@ fn stand_in(path: &Path) -> std::io::Result<()> {
 fn stand_in(_: &Path) -> std::io::Result<()> {
     Err(std::io::Error::other("the vendor's compiler runs on Linux only"))
 }
+
+/// What begins the words of a program that was stopped.
+const SILENCE: &str = "no answer";
 
 /// What begins a dump of the program.
 const DUMP: &str = "// -----// IR Dump Before";
