@@ -457,7 +457,8 @@ op_table! {
     /// taken as zero.
     Contract "contract" ("lhs", "rhs") { batch: Vec<(usize, usize)> = "Pairs of batch dims.", over: Vec<(usize, usize)> = "Pairs of dims summed over.", acc: DType = "Accumulator and result type." } Reassociable;
     /// Convolution (correlation: the kernel is not flipped). Products and sums in `acc`, which is the result type.
-    /// Subnormal elements of operands may be taken as zero.
+    /// Subnormal elements of operands may be taken as zero. What is padded counts as zero; whether it times an infinity or NaN of the kernel
+    /// is NaN or nothing is not specified.
     Conv "conv" ("input", "kernel") { spec: ConvSpec = "Geometry and the role of every dim.", acc: DType = "Accumulator and result type." } Reassociable;
     /// Combines the elements of each position of a sliding window. Elements in the padding are the combiner's identity.
     WindowReduce "window_reduce" ("x…") { combiner: Combiner = "How elements combine.", spec: WindowSpec = "Geometry." } Reassociable;

@@ -569,18 +569,25 @@ fn conv<E: Elem>(
     let mut sum = Sum::new(acc);
     let (mut i, mut k) = (vec![0; input.len()], vec![0; kernel.len()]);
     (i[in_n], k[k_o]) = (batch, channel);
-    'taps: for n in 0..count(&taps) {
+    let mut undecided = false;
+    for n in 0..count(&taps) {
         let tap = unravel(n, &taps);
+        let mut inside = true;
         for s in 0..rank {
             let j = window_at(out[s], spec.strides[s], tap[s], spec.dilation[s], &spec.pads[s].0);
             let gap = i128::from(spec.input_dilation[s]);
-            if j < 0 || j % gap != 0 || j / gap >= input[in_s[s]] as i128 {
-                continue 'taps;
-            }
-            i[in_s[s]] = (j / gap) as usize;
+            inside &= j >= 0 && j % gap == 0 && j / gap < input[in_s[s]] as i128;
+            i[in_s[s]] = if inside { (j / gap) as usize } else { 0 };
             k[k_s[s]] = tap[s];
         }
         (i[in_c], k[k_i]) = (group * per_group, 0);
+        if !inside {
+            let first = ravel(&k, kernel);
+            for j in 0..per_group {
+                undecided |= !x.get(1, first + j * tap_step)?.approx(p.ins[1].0).value.to_f64().is_finite();
+            }
+            continue;
+        }
         let start = [ravel(&i, input), ravel(&k, kernel)];
         for [at, tap] in Odometer::new([(per_group, [channel_step, tap_step])].into_iter(), start) {
             let u = widened::<E>(x.get(0, at)?, p.ins[0].0, acc);
@@ -588,5 +595,7 @@ fn conv<E: Elem>(
             sum.add_product(u, v);
         }
     }
-    Ok(E::of_approx(p.outs[0].0, sum.finish()))
+    let sum = sum.finish();
+    let err = if undecided { f64::INFINITY } else { sum.err };
+    Ok(E::of_approx(p.outs[0].0, Approx { err, ..sum }))
 }
