@@ -2,9 +2,11 @@
 
     python conformance/simulated/make.py      (in the environment that scripts/setup makes, after scripts/fetch-models)
 
-The result is committed. Models are those that scripts/fetch-models brings; each has its folder here, with data sets in ONNX's layout.
+The result is committed. Models are those that scripts/fetch-models brings; each has its folder here, with data sets in ONNX's layout
+and the tolerance of its own.
 """
 
+import json
 import pathlib
 import shutil
 import sys
@@ -42,6 +44,9 @@ def main():
         shutil.rmtree(folder, ignore_errors=True)
         names = [value.name for value in runner.get_outputs()]
         onnxdata.write_data_set(folder, list(case), list(case.values()), names, outputs)
+        own = json.loads((models / name / "meta.json").read_text())
+        tolerance = {"atol": own["atol"], "rtol": own["rtol"]}
+        (HERE / name / "meta.json").write_text(json.dumps(tolerance, indent=1) + "\n")
         print(name, [value.shape for value in outputs])
 
 
