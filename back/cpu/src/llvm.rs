@@ -77,7 +77,7 @@ pub fn object(ir: &str, products: bool, target: &Target) -> Result<(Vec<u8>, Tim
     emit(ir, products, target, LLVMCodeGenFileType::LLVMObjectFile)
 }
 
-/// Compiles LLVM IR text to assembly text, for people; `products` as for [`object`].
+/// Compiles LLVM IR text to assembly text, for people; `products` as for [`object()`].
 pub fn assembly(ir: &str, products: bool, target: &Target) -> Result<String, Error> {
     let (bytes, _) = emit(ir, products, target, LLVMCodeGenFileType::LLVMAssemblyFile)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
