@@ -57,7 +57,7 @@ pub struct Scheduled {
 }
 
 impl Scheduled {
-    /// Adds launches that make one result from one input, in new temporary memory, which they are the argument for.
+    /// Adds launches that make one result from one input; the result is new temporary memory, which the argument given stands for.
     fn prepare(&mut self, input: usize, temp: (DType, Vec<Dim>), launches: Vec<Launch>) -> KernelArg {
         let result = KernelArg::Temp(self.temps.len());
         self.temps.push(temp);
