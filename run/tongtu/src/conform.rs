@@ -8,7 +8,8 @@ use tongtu_chip::Chip;
 
 use crate::Error;
 
-/// Gives `f` a chip with what compiles for it here and, where this machine is one, runs it. This is where a back end comes in.
+/// Gives `f` a chip with what compiles for it here and, where there is something, what runs it: this machine, or a simulation of the chip
+/// that runs the program its compiler planned. This is where a back end comes in.
 ///
 /// # Errors
 /// There is no such chip, or no compiler for it in this build.
@@ -22,6 +23,10 @@ pub fn with_target<T>(chip: &str, f: impl FnOnce(Target<'_>) -> T) -> Result<T, 
         let device = device.as_ref().map(|d| d as &dyn tongtu_plan::Device);
         let compiler = tongtu_cpu::CpuCompiler { threads: 1 };
         return Ok(f(Target { chip: &chip, compiler: &compiler, device }));
+    }
+    if chip.kind == tongtu_chip::Kind::Npu {
+        let device = tongtu_ascend::Simulator::new(&chip, true);
+        return Ok(f(Target { chip: &chip, compiler: &tongtu_ascend::AscendCompiler, device: Some(&device) }));
     }
     let _ = f;
     Err(Error::NoCompiler(chip.name))
