@@ -64,6 +64,12 @@ impl Emit<'_> {
         map.0.iter().flatten().any(|f| f.size > 1 && (f.dim.is_none() || f.step == 0))
     }
 
+    /// Whether a block steps along a dim of a view by 0 or backwards, as far as is known: such memory has no form.
+    pub(crate) fn goes_back(&self, view: &ViewSlot, map: &TileMap) -> bool {
+        let back = |d: usize| view.strides.get(d).and_then(|s| self.known.get(s)).is_some_and(|&s| s <= 0);
+        map.0.iter().flatten().any(|f| f.size > 1 && f.dim.is_some_and(back))
+    }
+
     /// Whether a block is a window that bounds clip: no more than one factor steps along a bounded dim, and forwards.
     pub(crate) fn is_window(map: &TileMap, inside: &[bool]) -> bool {
         let along = |d: usize| map.0.iter().flatten().filter(move |f| f.size > 1 && f.dim == Some(d));
@@ -164,11 +170,15 @@ impl Emit<'_> {
                     } else {
                         n
                     };
-                    clip.first[i] = match self.known.get(&first) {
+                    let fixed = |s: &mut Self, v: &str| match s.known.get(v) {
                         Some(k) => k.to_string(),
-                        None => self.index(&first),
+                        None => s.index(v),
                     };
-                    clip.count[i] = self.index(&n);
+                    clip.first[i] =
+                        if self.known.get(&first) == Some(&0) { "0".to_string() } else { self.index(&first) };
+                    // Of dims known to be empty the vendor's compiler wants to know nothing.
+                    clip.count[i] =
+                        if self.known.get(&n) == Some(&0) { self.index(&n) } else { fixed(self, &n) };
                 }
             }
         }
@@ -294,7 +304,11 @@ impl Emit<'_> {
         let from = self.shape(inst.operands[1]);
         let value = self.scalar(inst.operands[1])?;
         let value = self.bytes_of(value, view.dtype, &from);
-        let value = self.reshaped(&value, &element, &from, if all.is_empty() { &[1] } else { &all });
+        let to: &[usize] = if all.is_empty() { &[1] } else { &all };
+        let part = self.parts.contains(&inst.operands[1]) && from != to;
+        let value =
+            if part { self.dense(&value, &format!("tensor<{}>", shaped(&from, &element))) } else { value };
+        let value = self.reshaped(&value, &element, &from, to);
         let value = self.transposed(value, &element, &all, &places);
         let tensor = format!("tensor<{}>", shaped(&shape, &element));
         match clip {

@@ -1,6 +1,6 @@
 //! Memory accessed element by element: by index tiles, under masks, and blocks that no window describes.
 
-use tongtu_tensor::{DType, Num};
+use tongtu_tensor::{Combiner, DType, Num};
 use tongtu_tile::{Inst, TileMap, Val};
 
 use crate::emit::{Emit, Slot, Text, ViewSlot, constant, mlir, shaped};
@@ -182,6 +182,190 @@ impl Emit<'_> {
             e.write((&name, &ty), &j, ok, &v);
             Ok(())
         })
+    }
+
+    /// `take_along`: an element of the operand at an index along a dim, 0 outside.
+    pub(crate) fn take_along(&mut self, inst: &Inst, dim: usize) -> Text<()> {
+        let (source, d) = (self.scalar(inst.operands[0])?, self.dtype(inst.operands[0]));
+        let (index, id) = (self.scalar(inst.operands[1])?, self.dtype(inst.operands[1]));
+        let (from, shape) = (self.shape(inst.operands[0]), self.shape(inst.operands[1]));
+        let e = mlir(d);
+        self.filled_by(inst.results[0], d, &mut |s, at| {
+            let j = s.place(&index, id, &shape, at);
+            let end = s.int(from[dim] as i64);
+            let Some(ok) = s.within(&j, &end) else { return Ok(String::new()) };
+            let (zero, v) = (s.fresh(), s.fresh());
+            s.line(format!("{zero} = arith.constant {} : {e}", constant(d, Num::Int(0))));
+            s.line(format!("{v} = scf.if {ok} -> ({e}) {{"));
+            s.depth += 1;
+            let mut place = at.to_vec();
+            place[dim] = s.index(&j);
+            let x = s.element(&source, d, &from, &place);
+            s.line(format!("scf.yield {x} : {e}"));
+            s.depth -= 1;
+            s.line("} else {".to_string());
+            s.line(format!("  scf.yield {zero} : {e}"));
+            s.line("}".to_string());
+            Ok(v)
+        })
+    }
+
+    /// A reduction along dims or a scan along one, element by element: for pairs, and what the vendor's operations lack.
+    pub(crate) fn combine_elements(
+        &mut self,
+        inst: &Inst,
+        combiner: Combiner,
+        along: &[usize],
+        scan: Option<bool>,
+    ) -> Text<()> {
+        let shape = self.shape(inst.operands[0]);
+        let tys: Vec<DType> = inst.operands.iter().map(|&v| self.dtype(v)).collect();
+        let sources = inst.operands.iter().map(|&v| self.scalar(v)).collect::<Text<Vec<_>>>()?;
+        let kept: Vec<usize> = (0..shape.len()).filter(|d| !along.contains(d)).collect();
+        let to: Vec<usize> =
+            if scan.is_some() { shape.clone() } else { kept.iter().map(|&d| shape[d]).collect() };
+        let home: Vec<usize> = if to.is_empty() { vec![1] } else { to.clone() };
+        let locals: Vec<(String, String)> = tys
+            .iter()
+            .map(|&d| {
+                let (name, ty) = (self.fresh(), format!("memref<{}>", shaped(&home, &mlir(d))));
+                self.line(format!("{name} = memref.alloc() : {ty}"));
+                (name, ty)
+            })
+            .collect();
+        let outer: Vec<usize> = kept.iter().map(|&d| shape[d]).collect();
+        let inner: Vec<usize> = along.iter().map(|&d| shape[d]).collect();
+        let yields = tys.iter().map(|&d| mlir(d)).collect::<Vec<_>>().join(", ");
+        self.each(&outer, &mut |s, lead| {
+            // The place of the k-th element of the line: in the order of the scan.
+            let place = |s: &mut Self, at: &[String]| -> Vec<String> {
+                let mut place = vec![String::new(); shape.len()];
+                kept.iter().zip(lead).for_each(|(&d, i)| place[d] = i.clone());
+                for (&d, i) in along.iter().zip(at) {
+                    place[d] = if scan == Some(true) {
+                        let (last, back) = (s.index_constant(shape[d] - 1), s.fresh());
+                        s.line(format!("{back} = arith.subi {last}, {i} : index"));
+                        back
+                    } else {
+                        i.clone()
+                    };
+                }
+                place
+            };
+            let put = |s: &mut Self, values: &[String], at: &[String]| {
+                let at = if to.is_empty() { vec![s.index_constant(0)] } else { at.to_vec() };
+                for (v, (name, ty)) in values.iter().zip(&locals) {
+                    s.line(format!("memref.store {v}, {name}[{}] : {ty}", at.join(", ")));
+                }
+            };
+            let take = |s: &mut Self, at: &[String]| -> Vec<String> {
+                sources.iter().zip(&tys).map(|(t, &d)| s.element(t, d, &shape, at)).collect()
+            };
+            let zeros: Vec<String> = inner.iter().map(|_| s.index_constant(0)).collect();
+            let first = place(s, &zeros);
+            let mut now = take(s, &first);
+            if scan.is_some() {
+                put(s, &now, &first);
+            }
+            // Dim by dim: each loop carries what has been combined, its first turn taking the element that is there already.
+            let total: usize = inner.iter().product();
+            let (one, end) = (s.index_constant(1), s.index_constant(total));
+            let names: Vec<String> = tys.iter().map(|_| s.fresh()).collect();
+            let (k, r) = (s.fresh(), s.fresh());
+            let pairs: Vec<String> = names.iter().zip(&now).map(|(n, v)| format!("{n} = {v}")).collect();
+            let count = if tys.len() > 1 { format!(":{}", tys.len()) } else { String::new() };
+            s.line(format!(
+                "{r}{count} = scf.for {k} = {one} to {end} step {one} iter_args({}) -> ({yields}) {{",
+                pairs.join(", ")
+            ));
+            s.depth += 1;
+            // The coordinates of the k-th element, the last fastest.
+            let mut at = vec![String::new(); inner.len()];
+            let mut rest = k.clone();
+            for (i, &n) in inner.iter().enumerate().rev() {
+                if i == 0 {
+                    at[i] = rest.clone();
+                    break;
+                }
+                let (size, own, more) = (s.index_constant(n), s.fresh(), s.fresh());
+                s.line(format!("{own} = arith.remsi {rest}, {size} : index"));
+                s.line(format!("{more} = arith.divsi {rest}, {size} : index"));
+                (at[i], rest) = (own, more);
+            }
+            let here = place(s, &at);
+            let next = take(s, &here);
+            now = s.combined(combiner, &tys, &names, &next)?;
+            if scan.is_some() {
+                put(s, &now, &here);
+            }
+            s.line(format!("scf.yield {} : {yields}", now.join(", ")));
+            s.depth -= 1;
+            s.line("}".to_string());
+            if scan.is_none() {
+                let results: Vec<String> = (0..tys.len())
+                    .map(|i| if tys.len() > 1 { format!("{r}#{i}") } else { r.clone() })
+                    .collect();
+                put(s, &results, lead);
+            }
+            Ok(())
+        })?;
+        for ((&v, (name, ty)), &d) in inst.results.iter().zip(&locals).zip(&tys) {
+            let t = self.fresh();
+            self.line(format!("{t} = bufferization.to_tensor {name} restrict writable : {ty}"));
+            let t = self.reshaped(&t, &mlir(d), &home, &to);
+            self.define(v, Slot::Value(t));
+        }
+        Ok(())
+    }
+
+    /// What has been combined so far, and one more element or pair.
+    fn combined(&mut self, c: Combiner, tys: &[DType], a: &[String], b: &[String]) -> Text<Vec<String>> {
+        let (d, e) = (tys[0], mlir(tys[0]));
+        if let Some(op) = c.binary() {
+            return Ok(vec![self.binary(op, d, &[], &a[0], &b[0], &e)?]);
+        }
+        let (greater, last) = (
+            matches!(c, Combiner::ArgMax | Combiner::ArgMaxLast),
+            matches!(c, Combiner::ArgMaxLast | Combiner::ArgMinLast),
+        );
+        let test = |s: &mut Self, op: &str, x: &str, y: &str, e: &str| {
+            let name = s.fresh();
+            s.line(format!("{name} = arith.{op}, {x}, {y} : {e}"));
+            name
+        };
+        let both = |s: &mut Self, op: &str, x: &str, y: &str| {
+            let name = s.fresh();
+            s.line(format!("{name} = arith.{op} {x}, {y} : i1"));
+            name
+        };
+        let sign = if d.is_signed() { "s" } else { "u" };
+        let kind = match (d.is_float(), greater) {
+            (true, true) => "cmpf ogt".to_string(),
+            (true, false) => "cmpf olt".to_string(),
+            (false, greater) => format!("cmpi {sign}{}", if greater { "gt" } else { "lt" }),
+        };
+        // Whether the new pair is the one.
+        let (v, w, i, j) = (&b[0], &a[0], &b[1], &a[1]);
+        let better = test(self, &kind, v, w, &e);
+        let mut equal = test(self, if d.is_float() { "cmpf oeq" } else { "cmpi eq" }, v, w, &e);
+        let before = test(self, if last { "cmpi sgt" } else { "cmpi slt" }, i, j, &mlir(tys[1]));
+        let mut wins = better;
+        if d.is_float() {
+            // NaN is before all.
+            let (nan, other) = (test(self, "cmpf uno", v, v, &e), test(self, "cmpf uno", w, w, &e));
+            let two = both(self, "andi", &nan, &other);
+            equal = both(self, "ori", &equal, &two);
+            let one = both(self, "xori", &nan, &two);
+            wins = both(self, "ori", &wins, &one);
+        }
+        let by_index = both(self, "andi", &equal, &before);
+        let wins = both(self, "ori", &wins, &by_index);
+        let mut choose = |x: &str, y: &str, d: DType| {
+            let name = self.fresh();
+            self.line(format!("{name} = arith.select {wins}, {x}, {y} : {}", mlir(d)));
+            name
+        };
+        Ok(vec![choose(v, w, tys[0]), choose(i, j, tys[1])])
     }
 
     /// The place in memory of an element of a block, and whether it is inside the view.

@@ -10,6 +10,7 @@ use tongtu_tensor::{Combiner, DType, Num, Overflow};
 use tongtu_tile::{Block, Inst, Kernel, Op, ParamKind, Ty, Val};
 
 use crate::access::Lay;
+use crate::codes::as_codes;
 use crate::legal;
 
 pub(crate) type Text<T> = Result<T, CompileError>;
@@ -64,6 +65,8 @@ pub(crate) struct Emit<'a> {
     pub matrix: HashSet<Val>,
     /// How those lie.
     pub lays: HashMap<Val, Lay>,
+    /// Tiles that are parts of others, in whose memory they may lie.
+    pub parts: HashSet<Val>,
 }
 
 /// A kernel's text.
@@ -80,6 +83,7 @@ pub struct Emitted {
 /// # Errors
 /// An instruction that the chip lacks, by name.
 pub fn emit(kernel: &Kernel, chip: &Chip) -> Result<Emitted, CompileError> {
+    let kernel = &as_codes(kernel, chip);
     let mut e = Emit {
         kernel,
         chip,
@@ -96,6 +100,7 @@ pub fn emit(kernel: &Kernel, chip: &Chip) -> Result<Emitted, CompileError> {
         filled: HashSet::new(),
         matrix: HashSet::new(),
         lays: HashMap::new(),
+        parts: HashSet::new(),
     };
     find_fills(&kernel.body, &mut e.filled);
     find_operands(&kernel.body, &mut e.matrix);
@@ -136,7 +141,7 @@ pub(crate) fn mlir(d: DType) -> String {
         DType::F16 | DType::BF16 | DType::F32 | DType::F64 => d.name().to_string(),
         DType::F8E4M3FN => "f8E4M3FN".to_string(),
         DType::F8E5M2 => "f8E5M2".to_string(),
-        d => format!("i{}", d.bits()),
+        d => format!("i{}", d.bits().max(8)),
     }
 }
 
@@ -259,6 +264,18 @@ impl Emit<'_> {
         name
     }
     pub(crate) fn int_op(&mut self, op: &str, a: &str, b: &str) -> String {
+        if let (Some(&x), Some(&y)) = (self.known.get(a), self.known.get(b)) {
+            let folded = match op {
+                "minsi" => Some(x.min(y)),
+                "maxsi" => Some(x.max(y)),
+                "divsi" => x.checked_div(y),
+                "remsi" => x.checked_rem(y),
+                _ => None,
+            };
+            if let Some(r) = folded {
+                return self.int(r);
+            }
+        }
         let name = self.fresh();
         self.line(format!("{name} = arith.{op} {a}, {b} : i64"));
         let both = self.not_negative.contains(a) && self.not_negative.contains(b);
@@ -377,6 +394,16 @@ impl Emit<'_> {
         t
     }
 
+    /// A tensor copied to memory of its own.
+    pub(crate) fn dense(&mut self, t: &str, tensor: &str) -> String {
+        let (local, name) = (self.fresh(), self.fresh());
+        let ty = tensor.replacen("tensor", "memref", 1);
+        self.line(format!("{local} = memref.alloc() : {ty}"));
+        self.put_home(t, &local, tensor, &ty);
+        self.line(format!("{name} = bufferization.to_tensor {local} restrict writable : {ty}"));
+        name
+    }
+
     pub(crate) fn index_constant(&mut self, k: usize) -> String {
         let name = self.fresh();
         self.line(format!("{name} = arith.constant {k} : index"));
@@ -475,13 +502,16 @@ impl Emit<'_> {
                 if clipped {
                     return self.refuse(inst, "a matrix unit's operand may begin before its memory");
                 }
-                return match *masked || !Self::is_window(map, inside) {
+                let view = self.view(inst.operands[0])?;
+                return match *masked || !Self::is_window(map, inside) || self.goes_back(&view, map) {
                     true => self.load_elements(inst, map, inside, *pad),
                     false => self.load(inst, map, inside, *pad),
                 };
             }
             Op::Store { map, inside, masked } => {
-                return match *masked || !Self::is_window(map, inside) || Self::repeats(map) {
+                let view = self.view(inst.operands[0])?;
+                let back = self.goes_back(&view, map);
+                return match *masked || !Self::is_window(map, inside) || Self::repeats(map) || back {
                     true => self.store_elements(inst, map, inside),
                     false => self.store(inst, map, inside),
                 };
@@ -515,7 +545,14 @@ impl Emit<'_> {
                 self.define(inst.results[0], Slot::Buffer { name, ty, dtype: *dtype, len });
                 return Ok(());
             }
+            Op::Reduce { combiner, dims } if combiner.arity() == 2 => {
+                return self.combine_elements(inst, *combiner, dims, None);
+            }
             Op::Reduce { combiner, dims } => return self.reduce(inst, *combiner, dims),
+            Op::Scan { combiner, dim, reverse } if !matches!(combiner, Combiner::Add | Combiner::Mul) => {
+                return self.combine_elements(inst, *combiner, &[*dim], Some(*reverse));
+            }
+            Op::TakeAlong { dim } => return self.take_along(inst, *dim),
             _ => {}
         }
         let ops = inst.operands.iter().map(|&v| self.scalar(v)).collect::<Text<Vec<_>>>()?;
@@ -563,7 +600,23 @@ impl Emit<'_> {
                 if element(d) == element(*to) {
                     return Ok(ops[0].clone());
                 }
-                self.line(format!("{name} = arith.bitcast {} : {from} to {ty}", ops[0]));
+                // Truth values are bytes of 0 and 1.
+                if to.is_bool() && mlir(d) == "i8" {
+                    return Ok(self.truth_values(ops[0].clone(), DType::Bool, &shape));
+                }
+                if d.is_bool() && mlir(*to) == "i8" {
+                    return Ok(self.bytes_of(ops[0].clone(), d, &shape));
+                }
+                let (x, from) = match d.is_bool() {
+                    true => (self.bytes_of(ops[0].clone(), d, &shape), from.replace("i1", "i8")),
+                    false => (ops[0].clone(), from),
+                };
+                let to_bool = to.is_bool();
+                let to_ty = if to_bool { ty.replace("i1", "i8") } else { ty };
+                self.line(format!("{name} = arith.bitcast {x} : {from} to {to_ty}"));
+                if to_bool {
+                    return Ok(self.truth_values(name, DType::Bool, &shape));
+                }
             }
             Op::Broadcast { .. } => return Ok(self.broadcast(inst, &ops[0], &shape)),
             Op::Reshape { .. } => {
@@ -573,7 +626,9 @@ impl Emit<'_> {
                     let source = source.unwrap_or((ops[0].clone(), from_shape.clone()));
                     self.squeezed.insert(result, source);
                 }
-                return Ok(self.reshaped(&ops[0], &element(d), &from_shape, &shape));
+                let part = self.parts.contains(&inst.operands[0]) && core(&from_shape) != core(&shape);
+                let source = if part { self.dense(&ops[0], &from) } else { ops[0].clone() };
+                return Ok(self.reshaped(&source, &element(d), &from_shape, &shape));
             }
             Op::Permute { perm } => {
                 self.permute_lay(inst.operands[0], result, perm);
@@ -585,6 +640,7 @@ impl Emit<'_> {
                 ));
             }
             Op::Extract { offset, .. } => {
+                self.parts.insert(result);
                 let join = |v: &[usize]| v.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
                 let ones = vec!["1"; shape.len()].join(", ");
                 self.line(format!(
@@ -597,13 +653,6 @@ impl Emit<'_> {
             Op::Concat { dim } => {
                 let tys = inst.operands.iter().map(|&v| self.ty(v)).collect::<Vec<_>>().join(", ");
                 self.line(format!("{name} = tensor.concat dim({dim}) {} : ({tys}) -> {ty}", ops.join(", ")));
-            }
-            Op::TakeAlong { dim } => {
-                let (empty, index) = (self.empty(&ty), self.ty(inst.operands[1]));
-                self.line(format!(
-                    "{name} = hfusion.gather ins({}, {} : {from}, {index}) outs({empty} : {ty}) axis = {dim} -> {ty}",
-                    ops[0], ops[1]
-                ));
             }
             Op::Scan { combiner, dim, reverse } => {
                 let op = if *combiner == Combiner::Add { "cumsum" } else { "cumprod" };
@@ -666,6 +715,11 @@ impl Emit<'_> {
         if shape.is_empty() {
             return self.int(0);
         }
+        if shape[dim] == 1 {
+            let (zero, ty) = (self.fresh(), ty_text(d, shape));
+            self.line(format!("{zero} = arith.constant 0 : {}", element(d)));
+            return self.fill(&zero, &element(d), &ty);
+        }
         // Along one dim, then repeated along the others.
         let line = ty_text(d, &shape[dim..=dim]);
         let empty = self.empty(&line);
@@ -714,7 +768,15 @@ impl Emit<'_> {
         Ok(())
     }
 
-    fn binary(&mut self, b: Binary, d: DType, shape: &[usize], x: &str, y: &str, ty: &str) -> Text<String> {
+    pub(crate) fn binary(
+        &mut self,
+        b: Binary,
+        d: DType,
+        shape: &[usize],
+        x: &str,
+        y: &str,
+        ty: &str,
+    ) -> Text<String> {
         if shape.is_empty() && d == DType::I64 {
             match b {
                 Binary::Add => return Ok(self.int_add(x, y)),
@@ -842,6 +904,9 @@ impl Emit<'_> {
         from_ty: &str,
         ty: &str,
     ) -> Text<String> {
+        if from == to {
+            return Ok(x.to_string());
+        }
         let shape = self.shape(inst.results[0]);
         let name = self.fresh();
         if to.is_bool() {
@@ -941,42 +1006,17 @@ impl Emit<'_> {
         let in_tys = inst.operands.iter().map(|&v| self.ty(v)).collect::<Vec<_>>().join(", ");
         let out_tys = tys.iter().map(|&d| tensor(d)).collect::<Vec<_>>().join(", ");
         let name = self.fresh();
-        if let (&[d, i], None) = (&tys[..], combiner.binary()) {
-            let best = if matches!(combiner, Combiner::ArgMax) { "max" } else { "min" };
-            let (v, t) = (element(d), element(i));
-            let p = if best == "max" { "ogt" } else { "olt" };
-            self.line(format!(
-                "{name}:2 = linalg.reduce ins({} : {in_tys}) outs({} : {out_tys}) dimensions = [{list}]",
-                ops.join(", "),
-                inits.join(", ")
-            ));
-            let label = name.trim_start_matches('%').to_string();
-            let n = |s: &str| format!("%{label}{s}");
-            let (a, ai, b, bi) = (n("a"), n("ai"), n("b"), n("bi"));
-            let (g, e, l, t1, t2, r, ri) = (n("g"), n("e"), n("l"), n("t"), n("u"), n("r"), n("ri"));
-            self.line(format!("  {{reduce_mode = \"{best}_with_index\", tie_break_left = \"true\", unsigned_src = \"false\"}}"));
-            self.line(format!("  ({a}: {v}, {ai}: {t}, {b}: {v}, {bi}: {t}) {{"));
-            self.line(format!("    {g} = arith.cmpf {p}, {a}, {b} : {v}"));
-            self.line(format!("    {e} = arith.cmpf oeq, {a}, {b} : {v}"));
-            self.line(format!("    {l} = arith.cmpi slt, {ai}, {bi} : {t}"));
-            self.line(format!("    {t1} = arith.andi {e}, {l} : i1"));
-            self.line(format!("    {t2} = arith.ori {g}, {t1} : i1"));
-            self.line(format!("    {r} = arith.select {t2}, {a}, {b} : {v}"));
-            self.line(format!("    {ri} = arith.select {t2}, {ai}, {bi} : {t}"));
-            self.line(format!("    linalg.yield {r}, {ri} : {v}, {t} }}"));
-        } else {
-            let Some(b) = combiner.binary() else { return self.internal("a combiner without an operation") };
-            let v = element(tys[0]);
-            self.line(format!(
-                "{name} = linalg.reduce ins({} : {in_tys}) outs({} : {out_tys}) dimensions = [{list}]",
-                ops[0], inits[0]
-            ));
-            self.line(format!("  ({name}a: {v}, {name}b: {v}) {{"));
-            self.depth += 2;
-            let r = self.binary(b, tys[0], &[], &format!("{name}a"), &format!("{name}b"), &v)?;
-            self.line(format!("linalg.yield {r} : {v} }}"));
-            self.depth -= 2;
-        }
+        let Some(b) = combiner.binary() else { return self.internal("a combiner without an operation") };
+        let v = element(tys[0]);
+        self.line(format!(
+            "{name} = linalg.reduce ins({} : {in_tys}) outs({} : {out_tys}) dimensions = [{list}]",
+            ops[0], inits[0]
+        ));
+        self.line(format!("  ({name}a: {v}, {name}b: {v}) {{"));
+        self.depth += 2;
+        let r = self.binary(b, tys[0], &[], &format!("{name}a"), &format!("{name}b"), &v)?;
+        self.line(format!("linalg.yield {r} : {v} }}"));
+        self.depth -= 2;
         for (k, &r) in inst.results.iter().enumerate() {
             let own = if inst.results.len() > 1 { format!("{name}#{k}") } else { name.clone() };
             let own = if kept.is_empty() {
@@ -1031,21 +1071,44 @@ impl Emit<'_> {
         let block = &inst.blocks[0];
         let ops = inst.operands.iter().map(|&v| self.scalar(v)).collect::<Text<Vec<_>>>()?;
         let low = self.not_negative.contains(&ops[0]);
-        let bounds: Vec<String> = ops[..3].iter().map(|o| self.index(o)).collect();
+        let counted = !self.is_plain(&ops[0], &ops[1], &ops[2]);
+        let bounds = if counted {
+            let turns = self.turns(&ops[0], &ops[1], &ops[2]);
+            [self.index_constant(0), self.index(&turns), self.index_constant(1)]
+        } else {
+            [self.index(&ops[0]), self.index(&ops[1]), self.index(&ops[2])]
+        };
         let (name, head) = self.head(inst);
         let i = self.fresh();
         let (pairs, tys) = self.carried(&block.params[1..], &ops[3..]);
         let carry = if pairs.is_empty() { String::new() } else { format!(" iter_args({pairs}) -> ({tys})") };
         self.line(format!("{head}scf.for {i} = {} to {} step {}{carry} {{", bounds[0], bounds[1], bounds[2]));
         self.depth += 1;
-        let at = self.fresh();
+        let mut at = self.fresh();
         self.line(format!("{at} = arith.index_cast {i} : index to i64"));
+        if counted {
+            let far = self.int_op("muli", &at, &ops[2]);
+            at = self.int_op("addi", &ops[0], &far);
+        }
         if low {
             self.not_negative.insert(at.clone());
         }
         self.define(block.params[0], Slot::Value(at));
         self.block(block)?;
         if !inst.results.is_empty() {
+            // Tiles that change places: one would be written before the other is read.
+            let moved =
+                |(k, v): (usize, &Val)| block.params[1..].iter().position(|p| p == v).is_some_and(|p| p != k);
+            let moves: Vec<Val> =
+                block.results.iter().enumerate().filter(|x| moved(*x)).map(|x| *x.1).collect();
+            for v in moves {
+                if self.shape(v).is_empty() {
+                    continue;
+                }
+                let (t, ty) = (self.scalar(v)?, self.ty(v));
+                let own = self.dense(&t, &ty);
+                self.define(v, Slot::Value(own));
+            }
             let (names, tys) = self.yielded(&block.results)?;
             self.line(format!("scf.yield {names} : {tys}"));
         }
@@ -1053,6 +1116,41 @@ impl Emit<'_> {
         self.line("}".to_string());
         self.results(inst, &name);
         Ok(())
+    }
+
+    /// Whether a loop's variable stays within its type when it passes the end, or would after 2^40 turns.
+    fn is_plain(&self, lo: &str, hi: &str, step: &str) -> bool {
+        let [lo, hi, step] = [lo, hi, step].map(|v| self.known.get(v).copied());
+        match step {
+            Some(1) => true,
+            Some(n @ 2..=0x10_0000) => {
+                lo.is_some_and(|lo| lo < 1 << 62) || hi.is_some_and(|hi| hi < i64::MAX - n)
+            }
+            _ => false,
+        }
+    }
+
+    /// How often a loop turns.
+    fn turns(&mut self, lo: &str, hi: &str, step: &str) -> String {
+        // The way to the last turn at most, as a number without sign; half of it is divided, then what is left.
+        let (zero, one) = (self.int(0), self.int(1));
+        let way = self.int_op("subi", hi, lo);
+        let way = self.int_op("subi", &way, &one);
+        let half = self.int_op("shrui", &way, &one);
+        let half = self.int_op("divsi", &half, step);
+        let twice = self.int_op("shli", &half, &one);
+        let done = self.int_op("muli", &twice, step);
+        let left = self.int_op("subi", &way, &done);
+        let (some, wraps) = (self.pred("sge", &left, step), self.pred("slt", &left, &zero));
+        let more = self.fresh();
+        self.line(format!("{more} = arith.ori {some}, {wraps} : i1"));
+        let more_int = self.fresh();
+        self.line(format!("{more_int} = arith.extui {more} : i1 to i64"));
+        let turns = self.int_op("addi", &twice, &more_int);
+        let turns = self.int_op("addi", &turns, &one);
+        let (any, n) = (self.pred("slt", lo, hi), self.fresh());
+        self.line(format!("{n} = arith.select {any}, {turns}, {zero} : i64"));
+        n
     }
 
     /// The condition and scalars are carried as values. Carried tiles live in memory, for the vendor's compiler fails on them.

@@ -11,6 +11,7 @@
 
 mod access;
 pub mod artifact;
+mod codes;
 pub mod device;
 mod elements;
 mod emit;

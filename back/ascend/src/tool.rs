@@ -4,10 +4,12 @@
 //! memory and synchronisation and stops where the toolkit's closed `hivmc` would make the object file; a stand-in for that
 //! program lets the check end with success.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
@@ -274,22 +276,29 @@ impl Tool {
     fn lacking(&self, last: &str, chip: &Chip) -> std::io::Result<Vec<String>> {
         const DECLARED: &str = "func.func private @";
         let called = last.split(DECLARED).skip(1).filter_map(|s| s.split('(').next());
-        let called: std::collections::BTreeSet<&str> = called.collect();
+        let called: BTreeSet<&str> = called.collect();
         if called.is_empty() {
             return Ok(Vec::new());
         }
         let family = if chip.arch.contains("950") { "c310" } else { "c220" };
         let folder = self.program.parent().and_then(Path::parent).map(|p| p.join("lib")).unwrap_or_default();
-        let mut names = std::collections::HashSet::new();
-        for entry in std::fs::read_dir(folder)? {
-            let path = entry?.path();
-            let file = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-            if file.ends_with(".bc") && (file.contains(family) || file.contains("mix")) {
-                let bytes = std::fs::read(&path)?;
-                names.extend(called.iter().filter(|n| holds(&bytes, n)).map(|n| n.to_string()));
+        static NAMES: Mutex<BTreeMap<(PathBuf, &str), Arc<BTreeSet<Vec<u8>>>>> = Mutex::new(BTreeMap::new());
+        let mut known = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = match known.get(&(folder.clone(), family)) {
+            Some(names) => names.clone(),
+            None => {
+                let names = Arc::new(names_of(&folder, family)?);
+                known.insert((folder, family), names.clone());
+                names
             }
-        }
-        Ok(called.into_iter().filter(|n| !names.contains(*n)).map(str::to_string).collect())
+        };
+        drop(known);
+        // Names stand side by side: what follows one in its library may be another.
+        let is_there = |n: &str| {
+            let from = names.range(n.as_bytes().to_vec()..).next();
+            from.is_some_and(|found| found.starts_with(n.as_bytes()))
+        };
+        Ok(called.into_iter().filter(|n| !is_there(n)).map(str::to_string).collect())
     }
 
     fn launch(&self, dir: &Path, chip: &Chip) -> std::io::Result<(bool, String)> {
@@ -356,11 +365,29 @@ const SILENCE: &str = "no answer";
 /// What begins a dump of the program.
 const DUMP: &str = "// -----// IR Dump Before";
 
-/// Whether a library's bytes hold a function's name.
-fn holds(bytes: &[u8], name: &str) -> bool {
-    let want = format!("_mlir_ciface_{name}");
-    let want = want.as_bytes();
-    bytes.windows(want.len()).any(|w| w == want)
+/// The bytes after each place where the libraries of a family name a function: its name, and what follows.
+fn names_of(folder: &Path, family: &str) -> std::io::Result<BTreeSet<Vec<u8>>> {
+    const HEAD: &[u8] = b"_mlir_ciface_";
+    const MOST: usize = 160;
+    let mut names = BTreeSet::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        let file = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        if !(file.ends_with(".bc") && file.contains(family)) {
+            continue;
+        }
+        let bytes = std::fs::read(&path)?;
+        let mut at = 0;
+        while let Some(next) = bytes[at..].iter().position(|b| *b == HEAD[0]) {
+            at += next;
+            if bytes[at..].starts_with(HEAD) {
+                let name = &bytes[at + HEAD.len()..];
+                names.insert(name[..name.len().min(MOST)].to_vec());
+            }
+            at += 1;
+        }
+    }
+    Ok(names)
 }
 
 /// Where the verdict on a text is kept: by the compiler's version, the chip and the text.

@@ -102,6 +102,9 @@ pub(super) const LOG_ODD_F64: &[f64] = &[
     0.13099206277042577,
 ];
 /// log((1+s)/(1-s)) = 2s + 2/3 s³ + s⁵ tail(s²).
+pub(super) const LOG_ODD5_F32: &[f64] =
+    &[0.4000000059604645, 0.2857142686843872, 0.2222251296043396, 0.18154586851596832, 0.1641833335161209];
+/// log((1+s)/(1-s)) = 2s + 2/3 s³ + s⁵ tail(s²).
 pub(super) const LOG_ODD5_F64: &[f64] = &[
     0.4,
     0.2857142857142942,
@@ -289,6 +292,9 @@ pub(super) const STIRLING_F64: &[f64] = &[
 /// π/2 in parts of 24 bits.
 pub(super) const PI_2_F32: &[f64] =
     &[1.570796251296997, 7.549789415861596e-08, 5.390302529957765e-15, 3.2820036682434026e-22];
+/// π/2 in parts of 13 bits.
+pub(super) const PI_2_SHORT_F32: &[f64] =
+    &[1.570556640625, 0.0002396702766418457, 1.5890691429376602e-08, 2.5633440682570896e-12];
 /// π/2 in parts of 33 bits.
 pub(super) const PI_2_F64: &[f64] =
     &[1.5707963267341256, 6.077100506303966e-11, 2.0222662487111665e-21, 8.4784276603689e-32];
@@ -324,8 +330,12 @@ pub(super) const PI_4_F64: (f64, f64) = (0.7853981633974483, 3.061616997868383e-
 pub(super) const LOG2_E_F32: (f64, f64) = (1.4426950216293335, 1.925963033500011e-08);
 /// High and low part for arithmetic in f64.
 pub(super) const LOG2_E_F64: (f64, f64) = (1.4426950408889634, 2.0355273740931033e-17);
+/// High and low part for arithmetic in f32.
+pub(super) const TWO_PI_F32: (f64, f64) = (6.2831854820251465, -1.7484555314695172e-07);
 /// High and low part for arithmetic in f64.
 pub(super) const TWO_PI_F64: (f64, f64) = (6.283185307179586, 2.4492935982947064e-16);
+/// High and low part for arithmetic in f32.
+pub(super) const TWO_THIRDS_F32: (f64, f64) = (0.6666666865348816, -1.9868215517249155e-08);
 /// High and low part for arithmetic in f64.
 pub(super) const TWO_THIRDS_F64: (f64, f64) = (0.6666666666666666, 3.700743415417188e-17);
 /// High and low part for arithmetic in f64.

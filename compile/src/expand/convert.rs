@@ -45,10 +45,17 @@ impl Emit<'_> {
             }
             (true, true) if to.bits() < 32 => self.encode(x, to, mode),
             (true, false) => self.float_to_int(x, to, mode),
+            (false, true) if to == DType::F32 && mode.rounding != Rounding::NearestEven => {
+                match from.bits() {
+                    0..=16 => Some(self.cast(x, to)),
+                    _ => Some(self.integer_directed(x, mode.rounding)),
+                }
+            }
             (false, true) if to.bits() < 32 => {
                 // Through a float that holds the integer exactly, or to odd.
                 let wide = match from.bits() {
                     0..=16 => self.cast(x, DType::F32),
+                    _ if !self.has_wide() => self.integer_to_odd(x),
                     32 => self.cast(x, DType::F64),
                     _ => self.long_to_odd(x),
                 };
@@ -61,6 +68,17 @@ impl Emit<'_> {
                 let (high, low) = (self.cast(high, to), self.cast(low, to));
                 let high = self.mul_k(high, 65536.0);
                 Some(self.add(high, low))
+            }
+            (false, true) if from == DType::U64 && to == DType::F32 => {
+                // Halved to odd where the sign bit is in the way.
+                let (half, odd) = (self.shr(x, 1), self.and_i(x, 1));
+                let half = self.or(half, odd);
+                let (x, half) = (self.bits(x, DType::I64), self.bits(half, DType::I64));
+                let large = self.cmp_i(Compare::Lt, x, 0);
+                let (one, two) = (self.k(to, 1.0), self.k(to, 2.0));
+                let (r, by) = (self.sel(large, half, x), self.sel(large, two, one));
+                let r = self.cast(r, to);
+                Some(self.mul(r, by))
             }
             (false, true) if from.bits() < 32 => {
                 let wide = self.cast(x, if from.is_signed() { DType::I32 } else { DType::U32 });
@@ -87,6 +105,68 @@ impl Emit<'_> {
         let small = self.or(none, ones);
         let x = self.sel(small, x, odd);
         self.cast(x, DType::F64)
+    }
+
+    /// An integer as f32, digits after the first 13 telling of what was lost.
+    fn integer_to_odd(&mut self, x: Val) -> Val {
+        let d = self.dtype(x);
+        let mut rest = self.i(d, 0);
+        let mut size = self.un(Unary::Abs, x);
+        if d.is_signed() {
+            // The least integer has no opposite.
+            let most = self.i(d, d.max_value().to_i128());
+            let none = self.i(d, 0);
+            let over = self.cmp(Compare::Lt, size, none);
+            size = self.sel(over, most, size);
+        }
+        for (from, digits) in [(24, 10), (33, 20), (43, 30), (53, 40), (63, 50)] {
+            if 1i128 << from <= d.max_value().to_i128() {
+                let large = self.cmp_i(Compare::Ge, size, 1 << from);
+                let mask = self.i(d, (1 << digits) - 1);
+                rest = self.sel(large, mask, rest);
+            }
+        }
+        let low = self.and(x, rest);
+        let high = self.sub(x, low);
+        let (zero, one) = (self.i(d, 0), self.i(d, 1));
+        let unit = self.add(rest, one);
+        let half = self.shr(unit, 1);
+        let some = self.cmp(Compare::Ne, low, zero);
+        let odd = self.sel(some, half, zero);
+        let odd = self.or(high, odd);
+        self.cast(odd, DType::F32)
+    }
+
+    /// An integer of 32 or 64 bits as f32, rounded towards zero, down or up.
+    fn integer_directed(&mut self, x: Val, rounding: Rounding) -> Val {
+        let x = if self.dtype(x).bits() < 64 { self.cast(x, DType::I64) } else { x };
+        let (zero, w) = (self.i(self.dtype(x), 0), DType::U64);
+        let negative = self.cmp(Compare::Lt, x, zero);
+        let minus = self.sub(zero, x);
+        let m = self.sel(negative, minus, x);
+        let m = self.bits(m, w);
+        // 24 digits, and the places that are cut off.
+        let (mut kept, mut places) = (m, self.i(w, 0));
+        for step in [32, 16, 8, 4, 2, 1] {
+            let large = self.cmp_i(Compare::Ge, kept, 1 << (23 + step));
+            let (less, more) = (self.shr(kept, step), self.add_i(places, step.into()));
+            kept = self.sel(large, less, kept);
+            places = self.sel(large, more, places);
+        }
+        let back = self.bin(Binary::Shl, kept, places);
+        let lost = self.cmp(Compare::Ne, back, m);
+        let (none, one) = (self.i(w, 0), self.i(w, 1));
+        let up = self.sel(lost, one, none);
+        let up = self.toward(negative, rounding, none, up);
+        let kept = self.add(kept, up);
+        let (kept, places) = (self.cast(kept, DType::I32), self.cast(places, DType::I32));
+        let value = self.cast(kept, DType::F32);
+        let power = self.add_i(places, 127);
+        let power = self.shl(power, 23);
+        let power = self.bits(power, DType::F32);
+        let r = self.mul(value, power);
+        let minus = self.un(Unary::Neg, r);
+        self.sel(negative, minus, r)
     }
 
     fn saturate_int(&mut self, x: Val, to: DType) -> Option<Val> {

@@ -117,7 +117,9 @@ impl<'a> Emit<'a> {
             (Op::Compare(c), [x, y]) => one(self.compare(*c, *x, *y)),
             (Op::Fma {}, [a, b, c]) => one(self.fused(*a, *b, *c)),
             (Op::Cast { to, mode }, [x]) => one(self.convert(*x, *to, *mode)),
-            (Op::Mma {}, [acc, a, b]) => one(self.mma_in_f32(*acc, *a, *b)),
+            (Op::Mma {}, [acc, a, b]) => {
+                one(self.mma_in_f32(*acc, *a, *b).or_else(|| self.mma_in_parts(*acc, *a, *b)))
+            }
             (Op::MmaScaled {}, [acc, a, s, b, u]) => one(self.mma_scaled(*acc, [*a, *s], [*b, *u])),
             (Op::Reduce { .. } | Op::Scan { .. }, [x]) => one(self.combine_in_f32(op, *x)),
             (Op::Reduce { .. } | Op::Scan { .. }, [x, i]) => self.pair_in_f32(op, *x, *i),

@@ -1,7 +1,7 @@
 //! Integer operations, and the choice of rule by element type.
 
 use tongtu_tensor::scalar::{Binary, Compare, Unary};
-use tongtu_tensor::{CastMode, DType};
+use tongtu_tensor::{CastMode, Combiner, DType};
 use tongtu_tile::{Op, Val};
 
 use super::emit::Emit;
@@ -118,13 +118,65 @@ impl Emit<'_> {
                 Some(self.sel(none, zero, r))
             }
             Binary::Pow => Some(self.power(x, y)),
-            Binary::Div if d == DType::U32 => {
+            Binary::Div if d == DType::U32 && self.has(&Op::Binary(op), DType::I64, 2) => {
                 let (a, b) = (self.cast(x, DType::I64), self.cast(y, DType::I64));
                 let q = self.div(a, b);
                 Some(self.cast(q, d))
             }
+            Binary::Div => Some(self.long_division(x, y)),
             _ => None,
         }
+    }
+
+    /// A quotient digit by digit; 0 where the divisor is.
+    fn long_division(&mut self, x: Val, y: Val) -> Val {
+        let d = self.dtype(x);
+        let (u, top) = (unsigned(d), d.bits() - 1);
+        let zero = self.i(d, 0);
+        let mut magnitude = |v: Val| {
+            let v = match d.is_signed() {
+                true => {
+                    let (minus, below) = (self.sub(zero, v), self.cmp(Compare::Lt, v, zero));
+                    self.sel(below, minus, v)
+                }
+                false => v,
+            };
+            self.bits(v, u)
+        };
+        let (n, by) = (magnitude(x), magnitude(y));
+        let none = self.i(u, 0);
+        let outer = std::mem::take(&mut self.shape);
+        let (go, first) = (self.i(DType::Bool, 1), self.i(DType::I64, 0));
+        self.shape = outer.clone();
+        let out = self.repeat(go, &[none, none, n, first], |m, carried| {
+            let (q, r, n, turn) = (carried[0], carried[1], carried[2], carried[3]);
+            let (over, digit) = (m.shr(r, top), m.shr(n, top));
+            let r = m.shl(r, 1);
+            let r = m.or(r, digit);
+            let (fits, wraps) = (m.cmp(Compare::Ge, r, by), m.cmp_i(Compare::Ne, over, 0));
+            let fits = m.or(fits, wraps);
+            let less = m.sub(r, by);
+            let r = m.sel(fits, less, r);
+            let (n, q) = (m.shl(n, 1), m.shl(q, 1));
+            let one = m.cast(fits, u);
+            let q = m.or(q, one);
+            m.shape = Vec::new();
+            let turn = m.add_i(turn, 1);
+            let more = m.cmp_i(Compare::Lt, turn, d.bits().into());
+            m.shape = outer.clone();
+            (more, vec![q, r, n, turn])
+        });
+        let q = self.bits(out[0], d);
+        let q = if d.is_signed() {
+            let minus = self.sub(zero, q);
+            let apart = self.bin(Binary::Xor, x, y);
+            let below = self.cmp(Compare::Lt, apart, zero);
+            self.sel(below, minus, q)
+        } else {
+            q
+        };
+        let nothing = self.cmp(Compare::Eq, y, zero);
+        self.sel(nothing, zero, q)
     }
 
     /// Square and multiply; a negative exponent leaves 0, 1 or -1.
@@ -237,12 +289,23 @@ impl Emit<'_> {
         if d == DType::F64 || !d.is_float() {
             return None;
         }
-        // The product is exact in f64. The sum is rounded to odd, after which rounding to the type is as good as once.
-        let w = DType::F64;
+        let w = match d {
+            _ if self.has_wide() => DType::F64,
+            DType::F16 => DType::F32,
+            DType::F32 => return Some(self.fused_digits(a, b, c, false)),
+            _ => {
+                let (a, b, c) =
+                    (self.cast(a, DType::F32), self.cast(b, DType::F32), self.cast(c, DType::F32));
+                let r = self.fused_digits(a, b, c, true);
+                return Some(self.cast(r, d));
+            }
+        };
+        let code = if w == DType::F64 { DType::I64 } else { DType::I32 };
+        // The product is exact in the wider type. The sum is rounded to odd, after which rounding to the type is as good as once.
         let (a, b, c) = (self.cast(a, w), self.cast(b, w), self.cast(c, w));
         let p = self.mul(a, b);
         let (s, e) = self.two_sum(p, c);
-        let bits = self.bits(s, DType::I64);
+        let bits = self.bits(s, code);
         let odd = self.and_i(bits, 1);
         let even = self.cmp_i(Compare::Eq, odd, 0);
         let lost = self.cmp_k(Compare::Ne, e, 0.0);
@@ -252,7 +315,7 @@ impl Emit<'_> {
         let fix = self.and(fix, finite);
         let (e_up, s_up) = (self.cmp_k(Compare::Gt, e, 0.0), self.cmp_k(Compare::Gt, s, 0.0));
         let inwards = self.bin(Binary::Xor, e_up, s_up);
-        let (up, down) = (self.i(DType::I64, 1), self.i(DType::I64, -1));
+        let (up, down) = (self.i(code, 1), self.i(code, -1));
         let step = self.sel(inwards, down, up);
         let moved = self.add(bits, step);
         let moved = self.bits(moved, w);
@@ -271,21 +334,32 @@ impl Emit<'_> {
         if (t, ta, tb) == (w, w, w) {
             return None;
         }
+        if t != w && self.takes(&Op::Mma {}, &[w, ta, tb]) {
+            let wide = self.cast(acc, w);
+            let r = self.op(Op::Mma {}, &[wide, a, b]);
+            return Some(self.cast(r, t));
+        }
         let mode = CastMode::default();
         let mut to = |v: Val| if self.dtype(v) == w { v } else { self.op(Op::Cast { to: w, mode }, &[v]) };
         let (acc, a, b) = (to(acc), to(a), to(b));
-        let r = self.op(Op::Mma {}, &[acc, a, b]);
+        // Matrix units take operands of one type, and not all of them what was computed just now.
+        let r = match ta == tb {
+            true => self.op(Op::Mma {}, &[acc, a, b]),
+            false => self.mma_in_parts(acc, a, b)?,
+        };
         Some(self.cast(r, t))
     }
 
     /// A reduction or scan of pairs whose values are narrow floats: compared in f32, which holds them exactly.
     pub(super) fn pair_in_f32(&mut self, op: &Op, x: Val, i: Val) -> Option<Vec<Val>> {
         let d = self.dtype(x);
-        if !d.is_float() || d.bits() >= 32 {
-            return None;
-        }
-        let wide = self.cast(x, DType::F32);
-        let results = self.plain(op.clone(), &[wide, i])?;
+        let w = match d {
+            DType::Bool => DType::I32,
+            d if d.is_float() && d.bits() < 32 => DType::F32,
+            _ => return None,
+        };
+        let wide = self.cast(x, w);
+        let results = self.rule(op, &[wide, i]).or_else(|| self.plain(op.clone(), &[wide, i]))?;
         Some(vec![self.cast(results[0], d), results[1]])
     }
 
@@ -294,11 +368,34 @@ impl Emit<'_> {
         let d = self.dtype(x);
         let w = match wider(d) {
             Some(w) => w,
+            None if d.is_bool() => return self.combine_truths(op, x),
             None if d.is_float() && d.bits() < 32 => DType::F32,
             None => return None,
         };
         let wide = self.cast(x, w);
         let r = self.op(op.clone(), &[wide]);
         Some(self.cast(r, d))
+    }
+
+    /// A reduction or scan of truth values: the least or greatest of them, or whether their number is odd.
+    fn combine_truths(&mut self, op: &Op, x: Val) -> Option<Val> {
+        let mut op = op.clone();
+        let (Op::Reduce { combiner, .. } | Op::Scan { combiner, .. }) = &mut op else { return None };
+        let odd = *combiner == Combiner::Xor;
+        *combiner = match combiner.binary()? {
+            Binary::And | Binary::Mul | Binary::Min | Binary::MinNum => Combiner::Min,
+            Binary::Or | Binary::Add | Binary::Max | Binary::MaxNum => Combiner::Max,
+            Binary::Xor => Combiner::Add,
+            _ => return None,
+        };
+        let wide = self.cast(x, DType::I32);
+        let mut r = self.op(op, &[wide]);
+        if odd {
+            let shape = self.ty(r).as_tile()?.1.to_vec();
+            let outer = std::mem::replace(&mut self.shape, shape);
+            r = self.and_i(r, 1);
+            self.shape = outer;
+        }
+        Some(self.cast(r, DType::Bool))
     }
 }

@@ -182,7 +182,7 @@ impl Emit<'_> {
                 self.with_sign(f, r, x)
             }
             Erf => self.erf(f, x),
-            LogGamma if f.single() => {
+            LogGamma if f.single() && self.has_wide() => {
                 let wide = self.cast(x, DType::F64);
                 let r = self.un(LogGamma, wide);
                 self.cast(r, d)
@@ -225,6 +225,7 @@ impl Emit<'_> {
                 let r = self.or(a, b);
                 self.bits(r, d)
             }
+            Rem if f.single() && !self.has_wide() => self.remainder_digits(x, y),
             Rem if f.single() => {
                 let (a, b) = (self.cast(x, DType::F64), self.cast(y, DType::F64));
                 let r = self.bin(Rem, a, b);
@@ -510,15 +511,15 @@ impl Emit<'_> {
         if self.has(&Op::Fma {}, f.d, 3) {
             return (p, self.fma_exact(a, b, minus));
         }
-        if f.single() {
+        if f.single() && self.has_wide() {
             let (x, y, p64) = (self.cast(a, DType::F64), self.cast(b, DType::F64), self.cast(p, DType::F64));
             let exact = self.mul(x, y);
             let error = self.sub(exact, p64);
             return (p, self.cast(error, f.d));
         }
-        // Dekker's product: halves of 26 bits multiply exactly.
-        let (ah, al) = self.halves(a);
-        let (bh, bl) = self.halves(b);
+        // Dekker's product: halves of 26 bits, or 12, multiply exactly.
+        let (ah, al) = self.halves(f, a);
+        let (bh, bl) = self.halves(f, b);
         let t = self.mul(ah, bh);
         let t = self.add(t, minus);
         let (x, y, z) = (self.mul(ah, bl), self.mul(al, bh), self.mul(al, bl));
@@ -527,8 +528,8 @@ impl Emit<'_> {
         (p, self.add(t, z))
     }
 
-    fn halves(&mut self, a: Val) -> (Val, Val) {
-        let c = self.mul_k(a, 134217729.0);
+    fn halves(&mut self, f: Format, a: Val) -> (Val, Val) {
+        let c = self.mul_k(a, f.pick(4097.0, 134217729.0));
         let d = self.sub(c, a);
         let hi = self.sub(c, d);
         (hi, self.sub(a, hi))
@@ -714,7 +715,7 @@ impl Emit<'_> {
 
     fn pow(&mut self, f: Format, x: Val, y: Val) -> Val {
         let a = self.un(Unary::Abs, x);
-        let r = if f.single() {
+        let r = if f.single() && self.has_wide() {
             let (wide, exponent) = (self.cast(a, DType::F64), self.cast(y, DType::F64));
             let l = self.un(Unary::Log2, wide);
             let p = self.mul(exponent, l);
@@ -749,7 +750,7 @@ impl Emit<'_> {
         self.sel(p, one, r)
     }
 
-    /// x^y for x ≥ 0 in f64, with the logarithm in two parts.
+    /// x^y for x ≥ 0, with the logarithm in two parts.
     fn pow_positive(&mut self, f: Format, x: Val, y: Val) -> Val {
         let (e, r, _) = self.log_reduced(f, x, true);
         // s = r / (2 + r)
@@ -768,12 +769,13 @@ impl Emit<'_> {
         let (z, z_low) = self.two_product(f, s, s);
         let cross = self.mul(s, s_low);
         let z_low = self.fma(cross, two, z_low);
-        let third = self.k(f.d, TWO_THIRDS_F64.0);
+        let two_thirds = f.pick(TWO_THIRDS_F32, TWO_THIRDS_F64);
+        let third = self.k(f.d, two_thirds.0);
         let (t, t_low) = self.two_product(f, z, third);
-        let t_more = self.mul_k(z, TWO_THIRDS_F64.1);
+        let t_more = self.mul_k(z, two_thirds.1);
         let t_low = self.add(t_low, t_more);
         let t_low = self.fma(z_low, third, t_low);
-        let tail = self.poly(z, LOG_ODD5_F64);
+        let tail = self.poly(z, f.pick(LOG_ODD5_F32, LOG_ODD5_F64));
         let tail = self.mul(tail, z);
         let tail = self.mul(tail, z);
         let (u, u_low) = self.two_sum(t, tail);
@@ -782,7 +784,8 @@ impl Emit<'_> {
         let v_low = self.add(v_low, u_low);
         // log(1 + r) = s v, then to base 2
         let (l, l_low) = self.product_pair(f, (s, s_low), (v, v_low));
-        let k = (self.k(f.d, LOG2_E_F64.0), self.k(f.d, LOG2_E_F64.1));
+        let e_log = f.pick(LOG2_E_F32, LOG2_E_F64);
+        let k = (self.k(f.d, e_log.0), self.k(f.d, e_log.1));
         let (g, g_low) = self.product_pair(f, (l, l_low), k);
         let (h, h_low) = self.two_sum(e, g);
         let low = self.add(h_low, g_low);

@@ -12,9 +12,11 @@ mod atomics;
 #[allow(clippy::approx_constant, clippy::excessive_precision)]
 mod coefficients;
 mod convert;
+mod digits;
 mod emit;
 mod integer;
 mod math;
+mod product;
 mod trig;
 
 use std::collections::HashMap;

@@ -206,20 +206,6 @@ impl Emit<'_> {
         let n = self.shr(n, 30);
         let whole = self.shl(n, 30);
         let top = self.sub(fraction[0], whole);
-        // In units of 2^-32 turns, the top word signed.
-        let wide = DType::F64;
-        let top = self.bits(top, DType::I64);
-        let mut r = self.cast(top, wide);
-        let mut low = self.k(wide, 0.0);
-        for (j, &word) in fraction.iter().enumerate().skip(1) {
-            let word = self.cast(word, wide);
-            let word = self.mul_k(word, 2f64.powi(-32 * j as i32));
-            let (sum, e) = self.two_sum(r, word);
-            r = sum;
-            low = self.add(low, e);
-        }
-        let unit = 2f64.powi(-32);
-        let (hi, lo) = (self.k(wide, TWO_PI_F64.0 * unit), self.k(wide, TWO_PI_F64.1 * unit));
         let sign = self.i(f.int, if f.single() { i32::MIN.into() } else { i64::MIN.into() });
         let x_bits = self.bits(x, f.int);
         let sign = self.and(x_bits, sign);
@@ -235,6 +221,32 @@ impl Emit<'_> {
         let n = self.sel(negative, minus, n);
         let finite = self.cmp_k(Compare::Lt, a, f64::INFINITY);
         let nan = self.k(f.d, f64::NAN);
+        if f.single() && !self.has_wide() {
+            // In units of 2^-64 turns.
+            let high = self.shl(top, 32);
+            let part = self.or(high, fraction[1]);
+            let part = self.bits(part, DType::I64);
+            let part = self.cast(part, f.d);
+            let unit = 2f64.powi(-64);
+            let (hi, lo) = (self.mul_k(part, TWO_PI_F32.0 * unit), self.mul_k(part, TWO_PI_F32.1 * unit));
+            let r = self.add(hi, lo);
+            let r = signed(self, r);
+            return (self.sel(finite, r, nan), None, n);
+        }
+        // In units of 2^-32 turns, the top word signed.
+        let wide = DType::F64;
+        let top = self.bits(top, DType::I64);
+        let mut r = self.cast(top, wide);
+        let mut low = self.k(wide, 0.0);
+        for (j, &word) in fraction.iter().enumerate().skip(1) {
+            let word = self.cast(word, wide);
+            let word = self.mul_k(word, 2f64.powi(-32 * j as i32));
+            let (sum, e) = self.two_sum(r, word);
+            r = sum;
+            low = self.add(low, e);
+        }
+        let unit = 2f64.powi(-32);
+        let (hi, lo) = (self.k(wide, TWO_PI_F64.0 * unit), self.k(wide, TWO_PI_F64.1 * unit));
         if f.single() {
             let r = self.add(r, low);
             let r = self.mul(r, hi);

@@ -135,7 +135,7 @@ impl<'p, 'a, 's> Core<'p, 'a, 's> {
                         Flow::Yield(v) => carried = v,
                         other => return Ok(Some(other)),
                     }
-                    i += step;
+                    i = i.checked_add(step).ok_or("a loop's variable overflows")?;
                 }
                 carried
             }
@@ -203,6 +203,11 @@ impl<'p, 'a, 's> Core<'p, 'a, 's> {
                 }
             }
             ("vector", "yield") => return Ok(Some(Flow::Yield(vals(frame, &op.operands)))),
+            ("vector", "deinterleave") => {
+                let V::T(x) = &frame[op.operands[0] as usize] else { return Err("a vector".to_string()) };
+                let every = |from: usize| V::T(Arc::new(x.pick((from..x.len()).step_by(2))));
+                vec![every(0), every(1)]
+            }
             ("vector", _) => vec![self.vector(op, name, &vals(frame, &op.operands))?],
             ("builtin", "unrealized_conversion_cast") => {
                 vec![shaped(frame[op.operands[0] as usize].clone(), &op.to[0])?]
@@ -227,6 +232,10 @@ impl<'p, 'a, 's> Core<'p, 'a, 's> {
     fn arith(&mut self, op: &Op, name: &str, v: &[V]) -> Run<V> {
         if name == "constant" {
             return constant(op.attr("value").unwrap_or(""), &op.to[0]);
+        }
+        // A choice of memory.
+        if let ("select", [c, V::M(a), V::M(b)]) = (name, v) {
+            return Ok(V::M(if int(c)? != 0 { a.clone() } else { b.clone() }));
         }
         let to = op.to[0].elem().ok_or("a type that is not known")?;
         let from = op.from[0].elem().ok_or("a type that is not known")?;
@@ -289,8 +298,8 @@ impl<'p, 'a, 's> Core<'p, 'a, 's> {
                 let off = mixed(op, "static_offsets", &mut rest)?;
                 let dims = mixed(op, "static_sizes", &mut rest)?;
                 let strides = mixed(op, "static_strides", &mut rest)?;
-                let bits = m.bits + off.first().copied().unwrap_or(0) * m.elem.bits();
-                vec![V::M(Arc::new(Mem { space: m.space, bits, elem: m.elem, dims, strides }))]
+                let bits = m.base + off.first().copied().unwrap_or(0) * m.elem.bits();
+                vec![V::M(Arc::new(Mem { bits, dims, strides, ..m.clone() }))]
             }
             "subview" => {
                 let m = source()?;
@@ -305,8 +314,7 @@ impl<'p, 'a, 's> Core<'p, 'a, 's> {
                         return Err(format!("a part from {o} of {n} of a dim of {have}"));
                     }
                 }
-                let full =
-                    Mem { space: m.space, bits: m.bits + far * m.elem.bits(), elem: m.elem, dims, strides };
+                let full = Mem { bits: m.bits + far * m.elem.bits(), dims, strides, ..m.clone() };
                 vec![V::M(Arc::new(dropped(full, &op.to[0])))]
             }
             "collapse_shape" => {
@@ -349,13 +357,14 @@ impl<'p, 'a, 's> Core<'p, 'a, 's> {
             "dealloc" => Vec::new(),
             "extract_strided_metadata" => {
                 let m = source()?;
-                let base = Mem { dims: Vec::new(), strides: Vec::new(), ..m.clone() };
+                let base = Mem { bits: m.base, dims: Vec::new(), strides: Vec::new(), ..m.clone() };
+                let offset = (m.bits - m.base) / m.elem.bits();
                 let numbers =
-                    std::iter::once(0).chain(m.dims.iter().copied()).chain(m.strides.iter().copied());
+                    std::iter::once(offset).chain(m.dims.iter().copied()).chain(m.strides.iter().copied());
                 std::iter::once(V::M(Arc::new(base))).chain(numbers.map(V::I)).collect()
             }
             "dim" => vec![V::I(*source()?.dims.get(int(&v[1])? as usize).ok_or("no such dim")?)],
-            "extract_aligned_pointer_as_index" => vec![V::I(source()?.bits / 8)],
+            "extract_aligned_pointer_as_index" => vec![V::I(source()?.base / 8)],
             "copy" => {
                 let (a, b) = (mem(&v[0])?.clone(), mem(&v[1])?.clone());
                 self.copy(0, &a, &b)?;
@@ -536,7 +545,23 @@ pub fn typed(ty: &Ty, space: Space, bits: i64, sizes: &[V]) -> Run<Mem> {
         Some(s) => s.iter().zip(&dense).map(|(s, d)| s.unwrap_or(*d)).collect(),
         None => dense,
     };
-    Ok(Mem { space, bits, elem: *elem, dims: own, strides })
+    Ok(Mem { space, bits, base: bits, elem: *elem, dims: own, strides })
+}
+
+/// A constant whose elements are written as the bytes of memory.
+fn from_bytes(hex: &str, elem: Elem, n: usize) -> Run<V> {
+    let size = (elem.bits() as usize).div_ceil(8) * 2;
+    let one = |k: usize| -> Run<u64> {
+        let text = hex.get(k * size..(k + 1) * size).ok_or("a constant that is too short")?;
+        let bytes = (0..size / 2).rev().map(|i| &text[2 * i..2 * i + 2]);
+        u64::from_str_radix(&bytes.collect::<String>(), 16).map_err(|_| "a constant".to_string())
+    };
+    let codes = (0..n).map(one).collect::<Run<Vec<u64>>>()?;
+    Ok(V::T(Arc::new(if elem.is_float() {
+        Data::F(codes.into_iter().map(|c| super::mem::decode(elem, c)).collect())
+    } else {
+        Data::I(codes.into_iter().map(|c| wrap(elem, c as i64)).collect())
+    })))
 }
 
 /// A constant's value.
@@ -567,6 +592,9 @@ fn constant(text: &str, ty: &Ty) -> Run<V> {
     let Ty::Vector { dims, .. } = ty else { return literal(text.split(" : ").next().unwrap_or("")) };
     let n = dims.iter().product::<i64>() as usize;
     let body = text.trim().strip_prefix("dense<").and_then(|t| t.split('>').next()).ok_or("a constant")?;
+    if let Some(hex) = body.trim().strip_prefix("\"0x").and_then(|h| h.strip_suffix('"')) {
+        return from_bytes(hex, elem, n);
+    }
     let words: Vec<&str> = body.split(|c: char| "[], ".contains(c)).filter(|w| !w.is_empty()).collect();
     let all = words.into_iter().map(literal).collect::<Run<Vec<V>>>()?;
     let pick = |k: usize| if all.len() == 1 { &all[0] } else { &all[k.min(all.len() - 1)] };

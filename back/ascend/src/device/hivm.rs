@@ -389,6 +389,24 @@ impl Core<'_, '_, '_> {
                     all.pick((0..n).map(|k| k * count as usize + channel as usize))
                 }
             }
+            "interleave" => {
+                // Elements of each operand in turn along the last dim.
+                let mut from = dims.clone();
+                let k = ins.len().max(1);
+                if let Some(last) = from.last_mut() {
+                    *last /= k as i64;
+                }
+                let parts = ins.iter().map(|v| read(self, v, &from)).collect::<Run<Vec<Data>>>()?;
+                let mut out = parts.first().ok_or("no operand")?.splat(0, n);
+                for (c, part) in parts.iter().enumerate() {
+                    match (&mut out, part) {
+                        (Data::F(o), Data::F(p)) => p.iter().enumerate().for_each(|(i, x)| o[i * k + c] = *x),
+                        (Data::I(o), Data::I(p)) => p.iter().enumerate().for_each(|(i, x)| o[i * k + c] = *x),
+                        _ => return Err("operands of different kinds".to_string()),
+                    }
+                }
+                out
+            }
             "transpose" => {
                 let from = own(&ins[0])?;
                 let perm = op.ints("permutation");
@@ -592,6 +610,7 @@ pub fn permuted(x: &Data, dims: &[i64], perm: &[i64]) -> Data {
     let m = Mem {
         space: Space::Stack,
         bits: 0,
+        base: 0,
         elem: Elem::Int(8),
         strides: perm.iter().map(|&p| from[p as usize]).collect(),
         dims: to.clone(),
@@ -610,6 +629,7 @@ fn lines(dims: &[i64], along: &[i64]) -> Vec<Vec<usize>> {
         let m = Mem {
             space: Space::Stack,
             bits: 0,
+            base: 0,
             elem: Elem::Int(8),
             strides: kept.iter().map(|&i| s[i]).collect(),
             dims: d.clone(),
@@ -639,9 +659,9 @@ pub fn reduce(
         "minnumf" => "minnum",
         "maxui" => "maxu",
         "minui" => "minu",
-        "andi" | "alli" | "all" => "and",
-        "ori" | "anyi" | "any" => "or",
-        "xori" | "xori_sum" => "xor",
+        "andi" | "and" | "alli" | "all" => "and",
+        "ori" | "or" | "anyi" | "any" => "or",
+        "xori" | "xor" | "xori_sum" => "xor",
         k if k.contains("with_index") => {
             let better = |a: f64, b: f64| if k.starts_with("max") { a > b } else { a < b };
             let value = |i: usize| match x {

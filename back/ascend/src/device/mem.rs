@@ -13,6 +13,8 @@ pub struct Mem {
     pub space: Space,
     /// Address of element 0: device memory has the device's addresses, scratchpads begin at 0.
     pub bits: i64,
+    /// Address of the memory that this is a view of, from which offsets count.
+    pub base: i64,
     /// Element type.
     pub elem: Elem,
     /// Dims.

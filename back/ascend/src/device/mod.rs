@@ -176,6 +176,7 @@ fn arguments(f: &Func, workspace: u64, grid: [i64; 3], args: &[LaunchArg]) -> Re
         let m = mem::Mem {
             space: Space::Gm,
             bits: address as i64 * 8,
+            base: address as i64 * 8,
             elem: *elem,
             dims: vec![len],
             strides: vec![1],

@@ -110,14 +110,13 @@ impl Pipes {
         }
         let pipe = if self.inside { 1 } else { pipe };
         let number = self.done[pipe];
-        for a in &self.log {
+        let (known, races) = (&self.known[pipe], &mut self.races);
+        self.log.retain(|a| {
             let one = a.pipe == pipe && a.number == number;
-            if one || !(write || a.write) || a.from >= to || from >= a.to {
-                continue;
-            }
-            if a.number > self.known[pipe][a.pipe] && self.races.len() < MOST {
+            let apart = a.from >= to || from >= a.to;
+            if !one && !apart && (write || a.write) && a.number > known[a.pipe] && races.len() < MOST {
                 let what = |w: bool| if w { "writes" } else { "reads" };
-                self.races.push(format!(
+                races.push(format!(
                     "pipe {pipe} {} bytes {from} to {to} while pipe {} {} {} to {}",
                     what(write),
                     a.pipe,
@@ -126,8 +125,17 @@ impl Pipes {
                     a.to
                 ));
             }
+            // What is ordered after this is ordered after what it covers.
+            !(a.pipe == pipe && a.write == write && a.from >= from && a.to <= to)
+        });
+        // All know of what the scalar unit does.
+        if pipe == 0 {
+            return;
         }
-        self.log.push_back(Access { pipe, number, write, from, to });
+        match self.log.back_mut() {
+            Some(a) if (a.pipe, a.number, a.write, a.to) == (pipe, number, write, from) => a.to = to,
+            _ => self.log.push_back(Access { pipe, number, write, from, to }),
+        }
         if self.log.len() > WINDOW {
             self.log.pop_front();
         }

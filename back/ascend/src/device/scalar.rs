@@ -266,6 +266,8 @@ pub fn apply(op: &Op, name: &str, from: Elem, to: Elem, f: &[f64], i: &[i64]) ->
             V::I(to_int(x, to, name == "fptosi"))
         }
         "bitcast" => bitcast(from, to, f[0], i[0]),
+        // Rounded once.
+        "fma" if to == Elem::F32 => V::F(f64::from((f[0] as f32).mul_add(f[1] as f32, f[2] as f32))),
         "fma" => V::F(round_to(to, f[0].mul_add(f[1], f[2]))),
         "divfhp" => V::F(round_to(to, f[0] / f[1])),
         "round" => V::F(match op.word("round_mode").unwrap_or("round") {

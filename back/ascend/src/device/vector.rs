@@ -12,6 +12,7 @@ fn walk(dims: &[i64], strides: &[i64]) -> Vec<i64> {
     let m = Mem {
         space: Space::Stack,
         bits: 0,
+        base: 0,
         elem: super::ir::Elem::Int(8),
         dims: dims.to_vec(),
         strides: strides.to_vec(),
@@ -187,6 +188,11 @@ impl Core<'_, '_, '_> {
                     s *= n;
                 }
                 list(data(&v[0])?.pick(walk(dims, &strides).into_iter().map(|i| i as usize)))
+            }
+            "interleave" => {
+                let (a, b) = (data(&v[0])?, data(&v[1])?);
+                let n = a.len();
+                list(joined(&a, &b)?.pick((0..2 * n).map(|k| k / 2 + k % 2 * n)))
             }
             "transpose" => list(permuted(&*data(&v[0])?, dims_of(op.from.first())?, &op.ints("permutation"))),
             "reduction" => {
