@@ -64,7 +64,7 @@ pub fn chip(args: &ConformChipArgs, as_json: bool) -> Done {
     }
     let expected = match &args.list {
         Some(path) => Expected::parse(&std::fs::read_to_string(path).map_err(Error::io(path))?),
-        None => Expected::of_backend(&backend),
+        None => Expected::of_chip(&args.chip, &backend),
     };
     let report = Report::new(&args.chip, outcomes, &expected, args.filter.is_none());
     if let Some(path) = &args.html {

@@ -305,7 +305,7 @@ impl Emit<'_> {
         let value = self.scalar(inst.operands[1])?;
         let value = self.bytes_of(value, view.dtype, &from);
         let to: &[usize] = if all.is_empty() { &[1] } else { &all };
-        let part = self.parts.contains(&inst.operands[1]) && from != to;
+        let part = self.parts_lie_open(inst.operands[1]) && from != to;
         let value =
             if part { self.dense(&value, &format!("tensor<{}>", shaped(&from, &element))) } else { value };
         let value = self.reshaped(&value, &element, &from, to);

@@ -98,7 +98,7 @@ impl Bytes<'_> {
     }
 
     /// Truth tiles among values as bytes.
-    fn to_bytes(&mut self, vals: &mut [Val], like: &Inst, out: &mut Vec<Inst>) {
+    fn make_bytes(&mut self, vals: &mut [Val], like: &Inst, out: &mut Vec<Inst>) {
         for v in vals {
             if !self.is_truth(*v) {
                 continue;
@@ -117,7 +117,7 @@ impl Bytes<'_> {
     }
 
     /// Values that come as bytes; gives what makes truth values of them.
-    fn from_bytes(&mut self, vals: &mut [Val], like: &Inst) -> Vec<Inst> {
+    fn make_truths(&mut self, vals: &mut [Val], like: &Inst) -> Vec<Inst> {
         let mut out = Vec::new();
         for v in vals {
             if self.is_truth(*v) {
@@ -151,19 +151,19 @@ impl Bytes<'_> {
                 out.push(inst);
                 continue;
             }
-            self.to_bytes(&mut inst.operands, &like, &mut out);
+            self.make_bytes(&mut inst.operands, &like, &mut out);
             let mut blocks = std::mem::take(&mut inst.blocks);
             for inner in &mut blocks {
-                let head = self.from_bytes(&mut inner.params, &like);
+                let head = self.make_truths(&mut inner.params, &like);
                 let own = self.block(std::mem::take(inner));
                 *inner = Block { insts: head, ..own };
                 inner.insts.extend(own.insts);
                 let mut tail = Vec::new();
-                self.to_bytes(&mut inner.results, &like, &mut tail);
+                self.make_bytes(&mut inner.results, &like, &mut tail);
                 inner.insts.extend(tail);
             }
             inst.blocks = blocks;
-            let after = self.from_bytes(&mut inst.results, &like);
+            let after = self.make_truths(&mut inst.results, &like);
             out.push(inst);
             out.extend(after);
         }

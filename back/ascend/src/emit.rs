@@ -66,7 +66,7 @@ pub(crate) struct Emit<'a> {
     /// How those lie.
     pub lays: HashMap<Val, Lay>,
     /// Tiles that are parts of others, in whose memory they may lie.
-    pub parts: HashSet<Val>,
+    parts: HashSet<Val>,
 }
 
 /// A kernel's text.
@@ -394,6 +394,12 @@ impl Emit<'_> {
         t
     }
 
+    /// Whether a tile is a part of another's memory that must be copied before its dims are changed: one chip's compiler fails
+    /// on it.
+    pub(crate) fn parts_lie_open(&self, v: Val) -> bool {
+        self.parts.contains(&v) && self.chip.arch.contains("950")
+    }
+
     /// A tensor copied to memory of its own.
     pub(crate) fn dense(&mut self, t: &str, tensor: &str) -> String {
         let (local, name) = (self.fresh(), self.fresh());
@@ -545,7 +551,12 @@ impl Emit<'_> {
                 self.define(inst.results[0], Slot::Buffer { name, ty, dtype: *dtype, len });
                 return Ok(());
             }
-            Op::Reduce { combiner, dims } if combiner.arity() == 2 => {
+            Op::Reduce { combiner, dims }
+                if combiner.arity() == 2
+                    || matches!(combiner, Combiner::Max | Combiner::Min)
+                        && self.dtype(inst.operands[0]).is_int()
+                        && !self.dtype(inst.operands[0]).is_signed() =>
+            {
                 return self.combine_elements(inst, *combiner, dims, None);
             }
             Op::Reduce { combiner, dims } => return self.reduce(inst, *combiner, dims),
@@ -626,7 +637,7 @@ impl Emit<'_> {
                     let source = source.unwrap_or((ops[0].clone(), from_shape.clone()));
                     self.squeezed.insert(result, source);
                 }
-                let part = self.parts.contains(&inst.operands[0]) && core(&from_shape) != core(&shape);
+                let part = self.parts_lie_open(inst.operands[0]) && core(&from_shape) != core(&shape);
                 let source = if part { self.dense(&ops[0], &from) } else { ops[0].clone() };
                 return Ok(self.reshaped(&source, &element(d), &from_shape, &shape));
             }
@@ -891,6 +902,17 @@ impl Emit<'_> {
             _ => ("shrui", &zero),
         };
         let safe = select(self, &in_range, y, if op == "shrsi" { other } else { &zero });
+        if op == "shrui" && !shape.is_empty() && self.chip.arch.contains("910B") {
+            // That chip's compiler shifts the sign in: what comes in is masked out.
+            let (ones, one) = (constant_of(self, -1), constant_of(self, 1));
+            let r = plain(self, "shrsi", x, &safe);
+            let left = plain(self, "subi", &last, &safe);
+            let high = plain(self, "shli", &ones, &left);
+            let high = plain(self, "shli", &high, &one);
+            let mask = plain(self, "xori", &high, &ones);
+            let r = plain(self, "andi", &r, &mask);
+            return select(self, &in_range, &r, &zero);
+        }
         let r = plain(self, op, x, &safe);
         if op == "shrsi" { r } else { select(self, &in_range, &r, &zero) }
     }

@@ -282,7 +282,7 @@ impl Tool {
         }
         let family = if chip.arch.contains("950") { "c310" } else { "c220" };
         let folder = self.program.parent().and_then(Path::parent).map(|p| p.join("lib")).unwrap_or_default();
-        static NAMES: Mutex<BTreeMap<(PathBuf, &str), Arc<BTreeSet<Vec<u8>>>>> = Mutex::new(BTreeMap::new());
+        static NAMES: Mutex<BTreeMap<(PathBuf, &str), Names>> = Mutex::new(BTreeMap::new());
         let mut known = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
         let names = match known.get(&(folder.clone(), family)) {
             Some(names) => names.clone(),
@@ -364,6 +364,9 @@ const SILENCE: &str = "no answer";
 
 /// What begins a dump of the program.
 const DUMP: &str = "// -----// IR Dump Before";
+
+/// What stands behind each place where a library names a function.
+type Names = Arc<BTreeSet<Vec<u8>>>;
 
 /// The bytes after each place where the libraries of a family name a function: its name, and what follows.
 fn names_of(folder: &Path, family: &str) -> std::io::Result<BTreeSet<Vec<u8>>> {

@@ -23,10 +23,12 @@ fn program(case: &str) -> &str {
 }
 
 impl Expected {
-    /// The committed list of a back end by its name; empty if there is none.
-    pub fn of_backend(name: &str) -> Expected {
-        Expected::parse(match name {
-            "cpu" => include_str!("../expected/cpu.tsv"),
+    /// The committed list of a chip, or of its back end for all chips; empty if there is none.
+    pub fn of_chip(chip: &str, backend: &str) -> Expected {
+        Expected::parse(match (chip, backend) {
+            ("ascend-910b", _) => include_str!("../expected/ascend-910b.tsv"),
+            ("ascend-950", _) => include_str!("../expected/ascend-950.tsv"),
+            (_, "cpu") => include_str!("../expected/cpu.tsv"),
             _ => "",
         })
     }
