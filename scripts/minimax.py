@@ -160,7 +160,6 @@ def main():
             out += [f"/// {doc}.", f"pub(super) const {name}_{suffix}: &[f64] = &[", rust(cs).rstrip("\n"), "];"]
     parts = [
         ("PI_2_F32", "π/2 in parts of 24 bits", pi / 2, 24, 3),
-        ("PI_2_SHORT_F32", "π/2 in parts of 13 bits", pi / 2, 13, 3),
         ("PI_2_F64", "π/2 in parts of 33 bits", pi / 2, 33, 3),
         ("LN2_F32", "ln 2: a part of 15 bits and the rest", ln2, 15, 1),
         ("LN2_F64", "ln 2: a part of 41 bits and the rest", ln2, 41, 1),
