@@ -26,7 +26,11 @@ pub fn with_target<T>(chip: &str, f: impl FnOnce(Target<'_>) -> T) -> Result<T, 
     }
     if chip.kind == tongtu_chip::Kind::Npu {
         let device = tongtu_ascend::Simulator::new(&chip, true);
-        return Ok(f(Target { chip: &chip, compiler: &tongtu_ascend::AscendCompiler, device: Some(&device) }));
+        return Ok(f(Target {
+            chip: &chip,
+            compiler: &tongtu_ascend::AscendCompiler,
+            device: Some(&device),
+        }));
     }
     let _ = f;
     Err(Error::NoCompiler(chip.name))
