@@ -860,11 +860,18 @@ impl Emit<'_> {
             name
         };
         let signed = d.is_signed();
+        // One chip's compiler shifts the sign in where a tile is shifted logically: what comes in is masked out.
+        let masks = !signed && !shape.is_empty() && self.chip.arch.contains("910B");
         let safe = match (b, self.splats.get(y).copied()) {
             (Binary::Div, Some(k)) if k > 0 && signed => Some("divsi"),
             (Binary::Div, Some(k)) if k > 0 => Some("divui"),
             (Binary::Shl, Some(k)) if (0..d.bits().into()).contains(&k) => Some("shli"),
             (Binary::Shr, Some(k)) if (0..d.bits().into()).contains(&k) => {
+                if masks && k > 0 {
+                    let mask = constant_of(self, (1 << (i128::from(d.bits()) - k)) - 1);
+                    let r = plain(self, "shrsi", x, y);
+                    return plain(self, "andi", &r, &mask);
+                }
                 Some(if signed { "shrsi" } else { "shrui" })
             }
             _ => None,
@@ -902,8 +909,7 @@ impl Emit<'_> {
             _ => ("shrui", &zero),
         };
         let safe = select(self, &in_range, y, if op == "shrsi" { other } else { &zero });
-        if op == "shrui" && !shape.is_empty() && self.chip.arch.contains("910B") {
-            // That chip's compiler shifts the sign in: what comes in is masked out.
+        if op == "shrui" && masks {
             let (ones, one) = (constant_of(self, -1), constant_of(self, 1));
             let r = plain(self, "shrsi", x, &safe);
             let left = plain(self, "subi", &last, &safe);
