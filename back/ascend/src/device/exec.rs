@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, MutexGuard};
 use super::ir::{Elem, Func, Op, Program, Region, Slot, Space, Ty};
 use super::mem::{Data, Mem, Storage, round_to, wrap};
 use super::race::Pipes;
-use super::scalar;
+use super::scalar::Fun;
 
 /// A value.
 #[derive(Clone, Debug)]
@@ -26,14 +26,22 @@ pub enum V {
 pub struct Shared<'a> {
     /// Memory.
     pub storage: Storage<'a>,
-    /// Flags set for a core and not waited for: by core (the matrix core comes last), flag.
-    pub flags: Vec<[i64; 16]>,
+    /// Flags that the matrix core has set for each vector core, and each vector core for the matrix core, and that are not waited for.
+    pub flags: [Vec<[i64; 16]>; 2],
     /// What each core waits for; `None` while it runs.
     pub waiting: Vec<Option<usize>>,
     /// Cores that have not ended.
     pub live: Vec<bool>,
     /// Set when some core has failed.
     pub failed: bool,
+}
+
+impl Shared<'_> {
+    /// The flags that a core waits for: those of all vector cores, for the matrix core, which comes last.
+    pub fn flags_for(&mut self, core: usize) -> &mut [[i64; 16]] {
+        let [down, up] = &mut self.flags;
+        if core == down.len() { up } else { &mut down[core..=core] }
+    }
 }
 
 /// A core at work. Cores of a group take turns: one runs until it waits for another.
@@ -231,37 +239,55 @@ impl<'p, 'a, 's> Core<'p, 'a, 's> {
     /// Elementwise on scalars and vectors.
     fn arith(&mut self, op: &Op, name: &str, v: &[V]) -> Run<V> {
         if name == "constant" {
-            return constant(op.attr("value").unwrap_or(""), &op.to[0]);
+            if let Some(v) = op.value.get() {
+                return Ok(v.clone());
+            }
+            let v = constant(op.attr("value").unwrap_or(""), &op.to[0])?;
+            return Ok(op.value.get_or_init(|| v).clone());
         }
         // A choice of memory.
         if let ("select", [c, V::M(a), V::M(b)]) = (name, v) {
             return Ok(V::M(if int(c)? != 0 { a.clone() } else { b.clone() }));
         }
         let to = op.to[0].elem().ok_or("a type that is not known")?;
-        let from = op.from[0].elem().ok_or("a type that is not known")?;
-        let count = v.iter().find_map(|x| if let V::T(t) = x { Some(t.len()) } else { None });
-        let Some(n) = count else {
-            let args: Vec<f64> = v.iter().map(|x| if let V::F(f) = x { *f } else { 0.0 }).collect();
-            let ints: Vec<i64> = v.iter().map(|x| if let V::I(i) = x { *i } else { 0 }).collect();
-            return scalar::apply(op, name, from, to, &args, &ints);
+        let fun = match op.fun.get() {
+            Some(f) => f,
+            None => {
+                let from = op.from[0].elem().ok_or("a type that is not known")?;
+                let f = Fun::of(op, name, from, to)?;
+                op.fun.get_or_init(|| f)
+            }
         };
-        let mut f = vec![0.0; v.len()];
-        let mut i = vec![0; v.len()];
-        let mut out_f = Vec::new();
-        let mut out_i = Vec::new();
+        let count = v.iter().find_map(|x| if let V::T(t) = x { Some(t.len()) } else { None });
+        let (mut f, mut i) = ([0.0; 3], [0; 3]);
+        if v.len() > f.len() {
+            return Err("too many operands".to_string());
+        }
+        for (j, x) in v.iter().enumerate() {
+            match x {
+                V::F(x) => f[j] = *x,
+                V::I(x) => i[j] = *x,
+                V::T(_) => {}
+                _ => return Err("an operand that is no number".to_string()),
+            }
+        }
+        let Some(n) = count else { return Ok(fun.apply(&f, &i)) };
+        let (mut out_f, mut out_i) = (Vec::new(), Vec::new());
+        if to.is_float() {
+            out_f.reserve(n)
+        } else {
+            out_i.reserve(n)
+        }
         for k in 0..n {
             for (j, x) in v.iter().enumerate() {
-                match x {
-                    V::F(x) => f[j] = *x,
-                    V::I(x) => i[j] = *x,
-                    V::T(t) => match &**t {
+                if let V::T(t) = x {
+                    match &**t {
                         Data::F(d) => f[j] = d[k],
                         Data::I(d) => i[j] = d[k],
-                    },
-                    _ => return Err("an operand that is no number".to_string()),
+                    }
                 }
             }
-            match scalar::apply(op, name, from, to, &f, &i)? {
+            match fun.apply(&f, &i) {
                 V::F(x) => out_f.push(x),
                 V::I(x) => out_i.push(x),
                 _ => {}
@@ -412,15 +438,16 @@ impl<'p, 'a, 's> Core<'p, 'a, 's> {
                 self.guard = Some(g);
                 return Err("another core failed".to_string());
             }
-            if g.flags[me][flag] > 0 {
-                g.flags[me][flag] -= 1;
+            if g.flags_for(me).iter().all(|f| f[flag] > 0) {
+                g.flags_for(me).iter_mut().for_each(|f| f[flag] -= 1);
                 g.waiting[me] = None;
                 self.guard = Some(g);
                 return Ok(());
             }
             g.waiting[me] = Some(flag);
-            let stuck = (0..g.live.len()).filter(|&c| g.live[c]).all(|c| match g.waiting[c] {
-                Some(f) => g.flags[c][f] == 0,
+            let stuck = (0..g.live.len()).all(|c| match g.waiting[c] {
+                _ if !g.live[c] => true,
+                Some(f) => g.flags_for(c).iter().any(|set| set[f] == 0),
                 None => false,
             });
             if stuck {
@@ -491,7 +518,7 @@ const DYNAMIC: i64 = i64::MIN;
 /// Static numbers with the run-time ones in their places.
 fn mixed(op: &Op, attr: &str, rest: &mut std::slice::Iter<'_, V>) -> Run<Vec<i64>> {
     let one = |n: i64| if n == DYNAMIC { int(rest.next().ok_or("too few operands")?) } else { Ok(n) };
-    op.ints(attr).into_iter().map(one).collect()
+    op.ints(attr).iter().copied().map(one).collect()
 }
 
 fn groups(op: &Op) -> Vec<Vec<usize>> {
@@ -565,7 +592,7 @@ fn from_bytes(hex: &str, elem: Elem, n: usize) -> Run<V> {
 }
 
 /// A constant's value.
-fn constant(text: &str, ty: &Ty) -> Run<V> {
+pub fn constant(text: &str, ty: &Ty) -> Run<V> {
     let elem = ty.elem().ok_or("a type that is not known")?;
     let literal = |s: &str| -> Run<V> {
         let s = s.trim();

@@ -97,21 +97,17 @@ impl Core<'_, '_, '_> {
     }
 
     fn sync(&mut self, set: bool, flag: usize) -> Run<()> {
-        let matrix = self.vectors;
-        // A flag of the vector cores reaches the matrix core when all of them have set it: it is waited for once for each.
+        // A flag of the vector cores reaches the matrix core when all of them have set it.
         if !set {
-            let times = if self.me == matrix { self.vectors } else { 1 };
-            for _ in 0..times {
-                self.wait_flag_of_others(flag)?;
-            }
-            return Ok(());
+            return self.wait_flag_of_others(flag);
         }
-        let me = self.me;
+        let (me, matrix) = (self.me, self.vectors);
         let g = self.guard.as_mut().ok_or("the core is not running")?;
+        let [down, up] = &mut g.flags;
         if me == matrix {
-            g.flags[..matrix].iter_mut().for_each(|f| f[flag] += 1);
+            down.iter_mut().for_each(|f| f[flag] += 1);
         } else {
-            g.flags[matrix][flag] += 1;
+            up[me][flag] += 1;
         }
         self.turn.notify_all();
         Ok(())
@@ -411,7 +407,7 @@ impl Core<'_, '_, '_> {
                 let from = own(&ins[0])?;
                 let perm = op.ints("permutation");
                 let x = read(self, &ins[0], &from)?;
-                permuted(&x, &from, &perm)
+                permuted(&x, &from, perm)
             }
             "reduce" => {
                 let from = own(&ins[0])?;
@@ -420,7 +416,7 @@ impl Core<'_, '_, '_> {
                 let along = op.ints("reduce_dims");
                 let second = outs.get(1).map(|o| mem(o).cloned()).transpose()?;
                 let index = ins.get(1).map(|v| read(self, v, &from)).transpose()?;
-                let (r, at) = reduce(&kind, &x, index.as_ref(), &from, &along, elem_of(&ins[0], op))?;
+                let (r, at) = reduce(&kind, &x, index.as_ref(), &from, along, elem_of(&ins[0], op))?;
                 if let (Some(m), Some(at)) = (second, at) {
                     self.touch(VEC, true, &m)?;
                     self.storage()?.write(me, &m, &at)?;
@@ -531,12 +527,13 @@ fn turned(d: Data, rows: i64, cols: i64) -> Data {
 fn pairs(name: &str, e: Elem, args: &[Data]) -> Run<Data> {
     let none = || format!("the vector operation '{name}'");
     let n = args.first().ok_or_else(none)?.len();
-    if args.iter().any(|a| a.len() != n) {
+    if args.len() > 3 || args.iter().any(|a| a.len() != n) {
         return Err("operands of different sizes".to_string());
     }
     match &args[0] {
         Data::F(_) => {
-            let mut a = vec![0.0; args.len()];
+            let f = scalar::float(name).ok_or_else(none)?;
+            let mut a = [0.0; 3];
             let mut out = Vec::with_capacity(n);
             for k in 0..n {
                 for (slot, d) in a.iter_mut().zip(args) {
@@ -545,13 +542,13 @@ fn pairs(name: &str, e: Elem, args: &[Data]) -> Run<Data> {
                         Data::I(v) => v[k] as f64,
                     };
                 }
-                let r = if name == "erf" { Some(scalar::erf(a[0])) } else { scalar::float(name, &a) };
-                out.push(round_to(e, r.ok_or_else(none)?));
+                out.push(round_to(e, f(&a)));
             }
             Ok(Data::F(out))
         }
         Data::I(_) => {
-            let mut a = vec![0; args.len()];
+            let f = scalar::integer(name).ok_or_else(none)?;
+            let mut a = [0; 3];
             let mut out = Vec::with_capacity(n);
             for k in 0..n {
                 for (slot, d) in a.iter_mut().zip(args) {
@@ -560,7 +557,7 @@ fn pairs(name: &str, e: Elem, args: &[Data]) -> Run<Data> {
                         Data::F(_) => return Err(none()),
                     };
                 }
-                out.push(scalar::integer(name, e, &a).ok_or_else(none)?);
+                out.push(wrap(e, f(e, &a)));
             }
             Ok(Data::I(out))
         }
@@ -568,15 +565,8 @@ fn pairs(name: &str, e: Elem, args: &[Data]) -> Run<Data> {
 }
 
 fn cast(op: &Op, x: Data, from: Elem, to: Elem) -> Data {
-    let mode = op.word("round_mode").unwrap_or("rint");
+    let round = scalar::rounding(op.word("round_mode").unwrap_or("rint"), f64::trunc);
     let unsigned = op.word("cast").is_some_and(|c| c.contains("unsigned"));
-    let round = |x: f64| match mode {
-        "rint" => x.round_ties_even(),
-        "round" => x.round(),
-        "floor" => x.floor(),
-        "ceil" => x.ceil(),
-        _ => x.trunc(),
-    };
     // Narrower integers keep their low bits; floats that are too large saturate.
     let wide = |v: i64| -> i64 {
         match from {
@@ -691,24 +681,16 @@ pub fn reduce(
     Ok((
         match x {
             Data::F(v) => {
-                let fold = |l: &Vec<usize>| -> Run<f64> {
-                    let mut acc = v[l[0]];
-                    for &i in &l[1..] {
-                        acc = round_to(e, scalar::float(base, &[acc, v[i]]).ok_or_else(none)?);
-                    }
-                    Ok(acc)
-                };
-                Data::F(lines.iter().map(fold).collect::<Run<_>>()?)
+                let f = scalar::float(base).ok_or_else(none)?;
+                let fold =
+                    |l: &Vec<usize>| l[1..].iter().fold(v[l[0]], |acc, &i| round_to(e, f(&[acc, v[i]])));
+                Data::F(lines.iter().map(fold).collect())
             }
             Data::I(v) => {
-                let fold = |l: &Vec<usize>| -> Run<i64> {
-                    let mut acc = v[l[0]];
-                    for &i in &l[1..] {
-                        acc = scalar::integer(base, e, &[acc, v[i]]).ok_or_else(none)?;
-                    }
-                    Ok(acc)
-                };
-                Data::I(lines.iter().map(fold).collect::<Run<_>>()?)
+                let f = scalar::integer(base).ok_or_else(none)?;
+                let fold =
+                    |l: &Vec<usize>| l[1..].iter().fold(v[l[0]], |acc, &i| wrap(e, f(e, &[acc, v[i]])));
+                Data::I(lines.iter().map(fold).collect())
             }
         },
         None,
@@ -717,6 +699,7 @@ pub fn reduce(
 
 fn scan(f: &str, x: Data, dims: &[i64], along: i64, back: bool, e: Elem) -> Run<Data> {
     let none = || format!("the running '{f}'");
+    let (on_floats, on_integers) = (scalar::float(f).ok_or_else(none)?, scalar::integer(f).ok_or_else(none)?);
     let mut x = x;
     for mut line in lines(dims, &[along]) {
         if back {
@@ -724,13 +707,8 @@ fn scan(f: &str, x: Data, dims: &[i64], along: i64, back: bool, e: Elem) -> Run<
         }
         for k in 1..line.len() {
             match &mut x {
-                Data::F(v) => {
-                    v[line[k]] =
-                        round_to(e, scalar::float(f, &[v[line[k - 1]], v[line[k]]]).ok_or_else(none)?)
-                }
-                Data::I(v) => {
-                    v[line[k]] = scalar::integer(f, e, &[v[line[k - 1]], v[line[k]]]).ok_or_else(none)?
-                }
+                Data::F(v) => v[line[k]] = round_to(e, on_floats(&[v[line[k - 1]], v[line[k]]])),
+                Data::I(v) => v[line[k]] = wrap(e, on_integers(e, &[v[line[k - 1]], v[line[k]]])),
             }
         }
     }

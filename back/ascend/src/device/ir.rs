@@ -1,6 +1,10 @@
 //! A reader of MLIR's generic form, as far as planned device programs go.
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
+
+use super::exec::V;
+use super::scalar::Fun;
 
 /// An element type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -86,7 +90,8 @@ impl Ty {
         }
     }
 
-    fn parse(s: &str) -> Ty {
+    /// A type from its text.
+    pub fn parse(s: &str) -> Ty {
         let s = s.trim();
         if let Some(e) = Elem::parse(s) {
             return Ty::Scalar(e);
@@ -153,6 +158,12 @@ pub struct Op {
     pub regions: Vec<Region>,
     /// Attributes as text.
     pub attrs: HashMap<String, String>,
+    /// The lists of integers among them.
+    pub lists: HashMap<String, Vec<i64>>,
+    /// What it does with elements, once that is known.
+    pub fun: OnceLock<Fun>,
+    /// Its value, where it is a constant that was met.
+    pub value: OnceLock<V>,
     /// Operand types.
     pub from: Vec<Ty>,
     /// Result types.
@@ -171,14 +182,8 @@ impl Op {
         self.attr(name)?.split(':').next()?.trim().parse().ok()
     }
     /// A list of integers: `array<i64: 1, 2>` or `[1, 2]`.
-    pub fn ints(&self, name: &str) -> Vec<i64> {
-        let Some(t) = self.attr(name) else { return Vec::new() };
-        let body = match t.strip_prefix("array<") {
-            Some(b) => b.split_once(':').map_or("", |x| x.1),
-            None => t,
-        };
-        let words = body.split(|c: char| !c.is_ascii_digit() && c != '-').filter(|w| !w.is_empty());
-        words.filter_map(|w| w.parse().ok()).collect()
+    pub fn ints(&self, name: &str) -> &[i64] {
+        self.lists.get(name).map_or(&[], Vec::as_slice)
     }
     /// The word of an enumeration: `#hivm.pipe<PIPE_V>` is `PIPE_V`.
     pub fn word(&self, name: &str) -> Option<&str> {
@@ -191,6 +196,16 @@ impl Op {
         let n = sizes.get(k).copied().unwrap_or(0);
         self.operands.get(start as usize..(start + n) as usize).unwrap_or(&[])
     }
+}
+
+/// The integers of a list's text.
+fn integers(text: &str) -> Vec<i64> {
+    let body = match text.strip_prefix("array<") {
+        Some(b) => b.split_once(':').map_or("", |x| x.1),
+        None => text,
+    };
+    let words = body.split(|c: char| !c.is_ascii_digit() && c != '-').filter(|w| !w.is_empty());
+    words.filter_map(|w| w.parse().ok()).collect()
 }
 
 /// A region of one block.
@@ -559,7 +574,11 @@ impl<'a> Parser<'a> {
             split(s, ',').into_iter().filter(|t| !t.trim().is_empty()).map(Ty::parse).collect()
         };
         let results = defined.into_iter().flat_map(|(n, c)| self.define(n, c)).collect();
-        let mut op = Op { name, operands, results, regions, attrs, from: types(from), to: types(to), line };
+        let has_list = |x: &(&String, &String)| x.1.starts_with("array<") || x.1.starts_with('[');
+        let lists = attrs.iter().filter(has_list).map(|(k, t)| (k.clone(), integers(t))).collect();
+        let (from, to) = (types(from), types(to));
+        let (fun, value) = (OnceLock::new(), OnceLock::new());
+        let mut op = Op { name, operands, results, regions, attrs, lists, fun, value, from, to, line };
         if let Some((names, slots)) = outer {
             op.attrs.insert("slots".to_string(), self.slots.to_string());
             (self.names, self.slots) = (names, slots);

@@ -115,7 +115,7 @@ impl Simulator {
         cores.iter().for_each(|c| live[c.0] = true);
         let shared = Mutex::new(Shared {
             storage,
-            flags: vec![[0; 16]; vectors + 1],
+            flags: [vec![[0; 16]; vectors], vec![[0; 16]; vectors]],
             waiting: vec![None; vectors + 1],
             live,
             failed: false,

@@ -42,6 +42,8 @@ pub struct Pipes {
     known: [Clock; PIPES],
     flags: HashMap<(usize, usize, i64), VecDeque<Clock>>,
     log: VecDeque<Access>,
+    /// The last operation of each pipe in the log.
+    latest: Clock,
     /// Descriptions of races found.
     pub races: Vec<String>,
 }
@@ -111,6 +113,11 @@ impl Pipes {
         let pipe = if self.inside { 1 } else { pipe };
         let number = self.done[pipe];
         let (known, races) = (&self.known[pipe], &mut self.races);
+        // Where all that was done is known of there is nothing to look for.
+        let open = |p: usize| self.latest[p] > known[p] && (p != pipe || number - 1 > known[p]);
+        if !(0..PIPES).any(open) {
+            return self.note(Access { pipe, number, write, from, to });
+        }
         self.log.retain(|a| {
             let one = a.pipe == pipe && a.number == number;
             let apart = a.from >= to || from >= a.to;
@@ -128,16 +135,28 @@ impl Pipes {
             // What is ordered after this is ordered after what it covers.
             !(a.pipe == pipe && a.write == write && a.from >= from && a.to <= to)
         });
+        self.note(Access { pipe, number, write, from, to });
+    }
+
+    fn note(&mut self, new: Access) {
         // All know of what the scalar unit does.
-        if pipe == 0 {
+        if new.pipe == 0 {
             return;
         }
+        self.latest[new.pipe] = new.number;
         match self.log.back_mut() {
-            Some(a) if (a.pipe, a.number, a.write, a.to) == (pipe, number, write, from) => a.to = to,
-            _ => self.log.push_back(Access { pipe, number, write, from, to }),
+            Some(a) if (a.pipe, a.number, a.write, a.to) == (new.pipe, new.number, new.write, new.from) => {
+                a.to = new.to;
+            }
+            _ => self.log.push_back(new),
         }
         if self.log.len() > WINDOW {
-            self.log.pop_front();
+            // What all pipes know of is ordered before what comes.
+            let known = &self.known;
+            self.log.retain(|a| known.iter().any(|k| a.number > k[a.pipe]));
+            while self.log.len() > WINDOW {
+                self.log.pop_front();
+            }
         }
     }
 }

@@ -31,149 +31,105 @@ fn greater(x: f64, y: f64) -> f64 {
     }
 }
 
-/// The float result of an operation by name, before rounding.
-pub fn float(name: &str, a: &[f64]) -> Option<f64> {
-    let (x, y) = (a[0], a.get(1).copied().unwrap_or(0.0));
+/// What an operation gives for floats, before rounding.
+pub type OnFloats = fn(&[f64]) -> f64;
+/// What an operation gives for integers of a type, before wrapping.
+pub type OnIntegers = fn(Elem, &[i64]) -> i64;
+
+/// An operation on floats by name.
+pub fn float(name: &str) -> Option<OnFloats> {
     Some(match name {
-        "add" => x + y,
-        "sub" => x - y,
-        "mul" => x * y,
-        "div" => x / y,
-        "rem" | "mod" => x % y,
-        "max" | "maximum" => {
-            if x.is_nan() || y.is_nan() {
-                f64::NAN
+        "add" => |a| a[0] + a[1],
+        "sub" => |a| a[0] - a[1],
+        "mul" => |a| a[0] * a[1],
+        "div" => |a| a[0] / a[1],
+        "rem" | "mod" => |a| a[0] % a[1],
+        "max" | "maximum" => |a| if a[0].is_nan() || a[1].is_nan() { f64::NAN } else { greater(a[0], a[1]) },
+        "min" | "minimum" => |a| if a[0].is_nan() || a[1].is_nan() { f64::NAN } else { lesser(a[0], a[1]) },
+        "maxnum" => |a| {
+            if a[0].is_nan() {
+                a[1]
+            } else if a[1].is_nan() {
+                a[0]
             } else {
-                greater(x, y)
+                greater(a[0], a[1])
             }
-        }
-        "min" | "minimum" => {
-            if x.is_nan() || y.is_nan() {
-                f64::NAN
+        },
+        "minnum" => |a| {
+            if a[0].is_nan() {
+                a[1]
+            } else if a[1].is_nan() {
+                a[0]
             } else {
-                lesser(x, y)
+                lesser(a[0], a[1])
             }
-        }
-        "maxnum" => {
-            if x.is_nan() {
-                y
-            } else if y.is_nan() {
-                x
-            } else {
-                greater(x, y)
-            }
-        }
-        "minnum" => {
-            if x.is_nan() {
-                y
-            } else if y.is_nan() {
-                x
-            } else {
-                lesser(x, y)
-            }
-        }
-        "neg" => -x,
-        "abs" => x.abs(),
-        "exp" => x.exp(),
-        "exp2" => x.exp2(),
-        "expm1" => x.exp_m1(),
-        "log" | "ln" => x.ln(),
-        "log2" => x.log2(),
-        "log1p" => x.ln_1p(),
-        "sqrt" => x.sqrt(),
-        "rsqrt" => 1.0 / x.sqrt(),
-        "rec" => 1.0 / x,
-        "relu" => {
-            if x > 0.0 {
-                x
-            } else {
-                x * 0.0
-            }
-        }
-        "sin" => x.sin(),
-        "cos" => x.cos(),
-        "tan" => x.tan(),
-        "atan" => x.atan(),
-        "atan2" => x.atan2(y),
-        "tanh" => x.tanh(),
-        "floor" => x.floor(),
-        "ceil" => x.ceil(),
-        "trunc" => x.trunc(),
-        "round" => x.round(),
-        "rint" | "roundeven" => x.round_ties_even(),
-        "pow" => x.powf(y),
-        "fma" => x.mul_add(y, *a.get(2)?),
+        },
+        "neg" => |a| -a[0],
+        "abs" => |a| a[0].abs(),
+        "exp" => |a| a[0].exp(),
+        "exp2" => |a| a[0].exp2(),
+        "expm1" => |a| a[0].exp_m1(),
+        "log" | "ln" => |a| a[0].ln(),
+        "log2" => |a| a[0].log2(),
+        "log1p" => |a| a[0].ln_1p(),
+        "sqrt" => |a| a[0].sqrt(),
+        "rsqrt" => |a| 1.0 / a[0].sqrt(),
+        "rec" => |a| 1.0 / a[0],
+        "relu" => |a| if a[0] > 0.0 { a[0] } else { a[0] * 0.0 },
+        "sin" => |a| a[0].sin(),
+        "cos" => |a| a[0].cos(),
+        "tan" => |a| a[0].tan(),
+        "atan" => |a| a[0].atan(),
+        "atan2" => |a| a[0].atan2(a[1]),
+        "tanh" => |a| a[0].tanh(),
+        "erf" => |a| erf(a[0]),
+        "floor" => |a| a[0].floor(),
+        "ceil" => |a| a[0].ceil(),
+        "trunc" => |a| a[0].trunc(),
+        "round" => |a| a[0].round(),
+        "rint" | "roundeven" => |a| a[0].round_ties_even(),
+        "pow" => |a| a[0].powf(a[1]),
+        "fma" => |a| a[0].mul_add(a[1], a[2]),
         _ => return None,
     })
 }
 
-/// The integer result of an operation by name; `u` operations see the operands without sign.
-pub fn integer(name: &str, e: Elem, a: &[i64]) -> Option<i64> {
-    let (x, y) = (a[0], a.get(1).copied().unwrap_or(0));
-    let (ux, uy) = (unsigned(e, x), unsigned(e, y));
-    let r = match name {
-        "add" => x.wrapping_add(y),
-        "sub" => x.wrapping_sub(y),
-        "mul" => x.wrapping_mul(y),
-        "divs" => {
-            if y == 0 {
-                0
-            } else {
-                x.wrapping_div(y)
-            }
-        }
-        "rems" => {
-            if y == 0 {
-                0
-            } else {
-                x.wrapping_rem(y)
-            }
-        }
-        "divu" => ux.checked_div(uy).unwrap_or(0) as i64,
-        "remu" => ux.checked_rem(uy).unwrap_or(0) as i64,
-        "ceildivs" => {
-            if y == 0 {
-                0
-            } else {
-                x.wrapping_div(y) + i64::from(x % y != 0 && (x < 0) == (y < 0))
-            }
-        }
-        "floordivs" => {
-            if y == 0 {
-                0
-            } else {
-                x.wrapping_div(y) - i64::from(x % y != 0 && (x < 0) != (y < 0))
-            }
-        }
-        "max" => x.max(y),
-        "min" => x.min(y),
-        "maxu" => {
-            if ux > uy {
-                x
-            } else {
-                y
-            }
-        }
-        "minu" => {
-            if ux < uy {
-                x
-            } else {
-                y
-            }
-        }
-        "and" => x & y,
-        "or" => x | y,
-        "xor" => x ^ y,
-        "not" => !x,
-        "shl" => x.checked_shl(y as u32).unwrap_or(0),
-        "shrs" => x >> y.clamp(0, 63),
-        "shru" => ux.checked_shr(y as u32).unwrap_or(0) as i64,
-        "abs" => x.wrapping_abs(),
-        "neg" => x.wrapping_neg(),
-        "relu" => x.max(0),
+/// An operation on integers by name; `u` operations see the operands without sign.
+pub fn integer(name: &str) -> Option<OnIntegers> {
+    Some(match name {
+        "add" => |_, a| a[0].wrapping_add(a[1]),
+        "sub" => |_, a| a[0].wrapping_sub(a[1]),
+        "mul" => |_, a| a[0].wrapping_mul(a[1]),
+        "divs" => |_, a| if a[1] == 0 { 0 } else { a[0].wrapping_div(a[1]) },
+        "rems" => |_, a| if a[1] == 0 { 0 } else { a[0].wrapping_rem(a[1]) },
+        "divu" => |e, a| unsigned(e, a[0]).checked_div(unsigned(e, a[1])).unwrap_or(0) as i64,
+        "remu" => |e, a| unsigned(e, a[0]).checked_rem(unsigned(e, a[1])).unwrap_or(0) as i64,
+        "ceildivs" => |_, a| {
+            let (x, y) = (a[0], a[1]);
+            let more = |x: i64, y: i64| i64::from(x.wrapping_rem(y) != 0 && (x < 0) == (y < 0));
+            if y == 0 { 0 } else { x.wrapping_div(y) + more(x, y) }
+        },
+        "floordivs" => |_, a| {
+            let (x, y) = (a[0], a[1]);
+            let less = |x: i64, y: i64| i64::from(x.wrapping_rem(y) != 0 && (x < 0) != (y < 0));
+            if y == 0 { 0 } else { x.wrapping_div(y) - less(x, y) }
+        },
+        "max" => |_, a| a[0].max(a[1]),
+        "min" => |_, a| a[0].min(a[1]),
+        "maxu" => |e, a| if unsigned(e, a[0]) > unsigned(e, a[1]) { a[0] } else { a[1] },
+        "minu" => |e, a| if unsigned(e, a[0]) < unsigned(e, a[1]) { a[0] } else { a[1] },
+        "and" => |_, a| a[0] & a[1],
+        "or" => |_, a| a[0] | a[1],
+        "xor" => |_, a| a[0] ^ a[1],
+        "not" => |_, a| !a[0],
+        "shl" => |_, a| a[0].checked_shl(a[1] as u32).unwrap_or(0),
+        "shrs" => |_, a| a[0] >> a[1].clamp(0, 63),
+        "shru" => |e, a| unsigned(e, a[0]).checked_shr(a[1] as u32).unwrap_or(0) as i64,
+        "abs" => |_, a| a[0].wrapping_abs(),
+        "neg" => |_, a| a[0].wrapping_neg(),
+        "relu" => |_, a| a[0].max(0),
         _ => return None,
-    };
-    Some(wrap(e, r))
+    })
 }
 
 /// A float to an integer: towards zero, to the nearest value there is; NaN gives 0.
@@ -232,78 +188,125 @@ pub fn compare_float(p: i64, x: f64, y: f64) -> bool {
     }
 }
 
-/// An `arith` or `math` operation on one element of each operand: floats in `f`, integers in `i`.
-pub fn apply(op: &Op, name: &str, from: Elem, to: Elem, f: &[f64], i: &[i64]) -> Run<V> {
-    let none = || "an operation that is not known".to_string();
-    Ok(match name {
-        "cmpi" => V::I(compare_int(op.int("predicate").unwrap_or(0), from, i[0], i[1]).into()),
-        "cmpf" => V::I(compare_float(op.int("predicate").unwrap_or(0), f[0], f[1]).into()),
-        "select" => {
-            let k = if i[0] & 1 != 0 { 1 } else { 2 };
-            if to.is_float() { V::F(f[k]) } else { V::I(i[k]) }
+/// How a float becomes an integral one.
+pub type Rounds = fn(f64) -> f64;
+
+/// A rounding by its name, `other` for names that are not known.
+pub fn rounding(name: &str, other: Rounds) -> Rounds {
+    match name {
+        "rint" => f64::round_ties_even,
+        "round" => f64::round,
+        "floor" => f64::floor,
+        "ceil" => f64::ceil,
+        "trunc" => f64::trunc,
+        _ => other,
+    }
+}
+
+/// What an `arith` or `math` operation does with one element of each operand.
+#[derive(Clone, Debug)]
+pub enum Fun {
+    CompareInt(i64, Elem),
+    CompareFloat(i64),
+    Select(bool),
+    /// Sign extended, or cut off.
+    Signed(Elem, Elem),
+    Unsigned(Elem, Elem),
+    Floats(Elem),
+    Directed(Elem, String),
+    FromSigned(Elem, Elem),
+    FromUnsigned(Elem, Elem),
+    ToInt(Rounds, Elem, bool),
+    Bitcast(Elem, Elem),
+    /// `a * b + c` rounded once.
+    Fused(Elem),
+    Round(Rounds),
+    IsNan,
+    OnFloats(OnFloats, Elem),
+    OnIntegers(OnIntegers, Elem),
+}
+
+impl Fun {
+    /// The operation of a name, from elements of one type to those of another.
+    pub fn of(op: &Op, name: &str, from: Elem, to: Elem) -> Run<Fun> {
+        let none = || "an operation that is not known".to_string();
+        Ok(match name {
+            "cmpi" => Fun::CompareInt(op.int("predicate").unwrap_or(0), from),
+            "cmpf" => Fun::CompareFloat(op.int("predicate").unwrap_or(0)),
+            "select" => Fun::Select(to.is_float()),
+            "extsi" => Fun::Signed(from, to),
+            "index_cast" | "trunci" => Fun::Signed(Elem::Index, to),
+            "extui" | "index_castui" => Fun::Unsigned(from, to),
+            "extf" | "truncf" => match op.word("round_mode").or(op.word("roundingmode")).unwrap_or("rint") {
+                mode if mode != "rint" && to.bits() <= from.bits() => Fun::Directed(to, mode.to_string()),
+                _ => Fun::Floats(to),
+            },
+            "sitofp" => Fun::FromSigned(from, to),
+            "uitofp" => Fun::FromUnsigned(from, to),
+            "fptosi" | "fptoui" => {
+                let mode = op.word("round_mode").unwrap_or("trunc");
+                Fun::ToInt(rounding(mode, |x| x), to, name == "fptosi")
+            }
+            "bitcast" => Fun::Bitcast(from, to),
+            "fma" => Fun::Fused(to),
+            "divfhp" => Fun::OnFloats(|a| a[0] / a[1], to),
+            "round" => Fun::Round(rounding(op.word("round_mode").unwrap_or("round"), f64::round)),
+            "isnan" => Fun::IsNan,
+            n if to.is_float() => {
+                let base = match n {
+                    "maximumf" => "maximum",
+                    "minimumf" => "minimum",
+                    "maxnumf" => "maxnum",
+                    "minnumf" => "minnum",
+                    "absf" => "abs",
+                    "powf" => "pow",
+                    "erf" => n,
+                    n => n.strip_suffix('f').unwrap_or(n),
+                };
+                Fun::OnFloats(float(base).ok_or_else(none)?, to)
+            }
+            n => {
+                let base = match n {
+                    "maxsi" => "max",
+                    "minsi" => "min",
+                    "maxui" => "maxu",
+                    "minui" => "minu",
+                    "absi" => "abs",
+                    "shli" => "shl",
+                    n => n.strip_suffix('i').unwrap_or(n),
+                };
+                Fun::OnIntegers(integer(base).ok_or_else(none)?, to)
+            }
+        })
+    }
+
+    /// Its result: floats in `f`, integers in `i`.
+    pub fn apply(&self, f: &[f64], i: &[i64]) -> V {
+        match self {
+            Fun::CompareInt(p, e) => V::I(compare_int(*p, *e, i[0], i[1]).into()),
+            Fun::CompareFloat(p) => V::I(compare_float(*p, f[0], f[1]).into()),
+            Fun::Select(float) => {
+                let k = if i[0] & 1 != 0 { 1 } else { 2 };
+                if *float { V::F(f[k]) } else { V::I(i[k]) }
+            }
+            Fun::Signed(Elem::Int(1), to) => V::I(wrap(*to, -(i[0] & 1))),
+            Fun::Signed(_, to) => V::I(wrap(*to, i[0])),
+            Fun::Unsigned(from, to) => V::I(wrap(*to, unsigned(*from, i[0]) as i64)),
+            Fun::Floats(to) => V::F(round_to(*to, f[0])),
+            Fun::Directed(to, mode) => V::F(round_to(*to, directed(mode, *to, f[0]))),
+            Fun::FromSigned(Elem::Int(1), to) => V::F(round_to(*to, -((i[0] & 1) as f64))),
+            Fun::FromSigned(_, to) => V::F(round_to(*to, i[0] as f64)),
+            Fun::FromUnsigned(from, to) => V::F(round_to(*to, unsigned(*from, i[0]) as f64)),
+            Fun::ToInt(round, to, signed) => V::I(to_int(round(f[0]), *to, *signed)),
+            Fun::Bitcast(from, to) => bitcast(*from, *to, f[0], i[0]),
+            Fun::Fused(Elem::F32) => V::F(f64::from((f[0] as f32).mul_add(f[1] as f32, f[2] as f32))),
+            Fun::Fused(to) => V::F(round_to(*to, f[0].mul_add(f[1], f[2]))),
+            Fun::Round(round) => V::F(round(f[0])),
+            Fun::IsNan => V::I(f[0].is_nan().into()),
+            Fun::OnFloats(g, to) => V::F(round_to(*to, g(f))),
+            Fun::OnIntegers(g, to) => V::I(wrap(*to, g(*to, i))),
         }
-        "index_cast" | "extsi" | "trunci" => {
-            let x = if from == Elem::Int(1) && name == "extsi" { -(i[0] & 1) } else { i[0] };
-            V::I(wrap(to, x))
-        }
-        "extui" | "index_castui" => V::I(wrap(to, unsigned(from, i[0]) as i64)),
-        "extf" | "truncf" => {
-            let mode = op.word("round_mode").or(op.word("roundingmode")).unwrap_or("rint");
-            let exact =
-                if mode == "rint" || to.bits() > from.bits() { f[0] } else { directed(mode, to, f[0]) };
-            V::F(round_to(to, exact))
-        }
-        "sitofp" => V::F(round_to(to, if from == Elem::Int(1) { -((i[0] & 1) as f64) } else { i[0] as f64 })),
-        "uitofp" => V::F(round_to(to, unsigned(from, i[0]) as f64)),
-        "fptosi" | "fptoui" => {
-            let x = match op.word("round_mode").unwrap_or("trunc") {
-                "rint" => f[0].round_ties_even(),
-                "round" => f[0].round(),
-                "floor" => f[0].floor(),
-                "ceil" => f[0].ceil(),
-                _ => f[0],
-            };
-            V::I(to_int(x, to, name == "fptosi"))
-        }
-        "bitcast" => bitcast(from, to, f[0], i[0]),
-        // Rounded once.
-        "fma" if to == Elem::F32 => V::F(f64::from((f[0] as f32).mul_add(f[1] as f32, f[2] as f32))),
-        "fma" => V::F(round_to(to, f[0].mul_add(f[1], f[2]))),
-        "divfhp" => V::F(round_to(to, f[0] / f[1])),
-        "round" => V::F(match op.word("round_mode").unwrap_or("round") {
-            "rint" => f[0].round_ties_even(),
-            "floor" => f[0].floor(),
-            "ceil" => f[0].ceil(),
-            "trunc" => f[0].trunc(),
-            _ => f[0].round(),
-        }),
-        "isnan" => V::I(f[0].is_nan().into()),
-        n if to.is_float() => {
-            let base = match n {
-                "maximumf" => "maximum",
-                "minimumf" => "minimum",
-                "maxnumf" => "maxnum",
-                "minnumf" => "minnum",
-                "absf" => "abs",
-                "powf" => "pow",
-                "erf" => return Ok(V::F(round_to(to, erf(f[0])))),
-                n => n.strip_suffix('f').unwrap_or(n),
-            };
-            V::F(round_to(to, float(base, f).ok_or_else(none)?))
-        }
-        n => {
-            let base = match n {
-                "maxsi" => "max",
-                "minsi" => "min",
-                "maxui" => "maxu",
-                "minui" => "minu",
-                "absi" => "abs",
-                "shli" => "shl",
-                n => n.strip_suffix('i').unwrap_or(n),
-            };
-            V::I(integer(base, to, i).ok_or_else(none)?)
-        }
-    })
+    }
 }
 
 /// A float as the nearest of a type in a direction.

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::exec::{Core, Run, V, first, int, mem};
+use super::exec::{Core, Run, V, constant, first, int, mem};
 use super::hivm::{permuted, reduce};
-use super::ir::{Expr, Map, Op, Space, Ty};
+use super::ir::{Elem, Expr, Map, Op, Space, Ty};
 use super::mem::{Data, Mem};
 
 /// Offsets of all elements of `dims` under strides.
@@ -13,7 +13,7 @@ fn walk(dims: &[i64], strides: &[i64]) -> Vec<i64> {
         space: Space::Stack,
         bits: 0,
         base: 0,
-        elem: super::ir::Elem::Int(8),
+        elem: Elem::Int(8),
         dims: dims.to_vec(),
         strides: strides.to_vec(),
     };
@@ -80,6 +80,26 @@ impl Core<'_, '_, '_> {
         if let (Some(low), Some(high), Space::Ub) = (used().min(), used().max(), m.space) {
             let e = m.elem.bits();
             self.pipes.access(1, write, (m.bits + low * e) >> 3, (m.bits + (high + 1) * e + 7) >> 3);
+        }
+    }
+
+    /// The places that an operation names in an attribute of its own.
+    fn second_places(&self, op: &Op) -> Run<Option<Vec<i64>>> {
+        let Some(text) = op.attr("secondary_index") else { return Ok(None) };
+        let v = match op.value.get() {
+            Some(v) => v,
+            None => {
+                let ty = text.rsplit_once(" : ").map(|x| Ty::parse(x.1)).ok_or("a type")?;
+                let v = constant(text, &ty)?;
+                op.value.get_or_init(|| v)
+            }
+        };
+        match v {
+            V::T(d) => match &**d {
+                Data::I(i) => Ok(Some(i.clone())),
+                Data::F(_) => Err("indices".to_string()),
+            },
+            _ => Err("indices".to_string()),
         }
     }
 
@@ -161,7 +181,7 @@ impl Core<'_, '_, '_> {
                 let dims = dims_of(op.to.first())?;
                 let sizes = match name {
                     "create_mask" => v.iter().map(int).collect::<Run<Vec<i64>>>()?,
-                    _ => op.ints("mask_dim_sizes"),
+                    _ => op.ints("mask_dim_sizes").to_vec(),
                 };
                 let n = dims.iter().product::<i64>();
                 let set = |k: i64| {
@@ -194,7 +214,7 @@ impl Core<'_, '_, '_> {
                 let n = a.len();
                 list(joined(&a, &b)?.pick((0..2 * n).map(|k| k / 2 + k % 2 * n)))
             }
-            "transpose" => list(permuted(&*data(&v[0])?, dims_of(op.from.first())?, &op.ints("permutation"))),
+            "transpose" => list(permuted(&*data(&v[0])?, dims_of(op.from.first())?, op.ints("permutation"))),
             "reduction" => {
                 let mut x = data(&v[0])?;
                 let kind = op.word("kind").unwrap_or("");
@@ -217,7 +237,7 @@ impl Core<'_, '_, '_> {
                 let dims = dims_of(op.from.first())?;
                 let e = op.from[0].elem().ok_or("a type")?;
                 let kind = op.word("kind").unwrap_or("");
-                let r = reduce(kind, &*data(&v[0])?, None, dims, &op.ints("reduction_dims"), e)?.0;
+                let r = reduce(kind, &*data(&v[0])?, None, dims, op.ints("reduction_dims"), e)?.0;
                 let acc = data(&v[1])?;
                 let n = r.len();
                 let both = joined(&r, &acc)?;
@@ -226,7 +246,7 @@ impl Core<'_, '_, '_> {
             }
             "extract" => {
                 let dims = dims_of(op.from.first())?;
-                let mut at = op.ints("static_position");
+                let mut at = op.ints("static_position").to_vec();
                 let mut rest = v[1..].iter();
                 for i in &mut at {
                     if *i == i64::MIN {
@@ -256,12 +276,24 @@ impl Core<'_, '_, '_> {
                 };
                 let far: i64 =
                     v[1..=n].iter().zip(&m.strides).map(|(i, s)| Ok(int(i)? * s)).sum::<Run<i64>>()?;
+                // Elements of a byte: these are the places of every second one, from the first on, the others stand apart.
+                let other = self.second_places(op)?;
+                let narrow = op.from.get(n + 1).and_then(Ty::elem) == Some(Elem::Int(16));
+                let place = |k: usize| -> Option<i64> {
+                    let i = match &other {
+                        Some(other) if k % 2 == 1 => *other.get(k / 2)?,
+                        Some(_) => *index.get(k / 2)?,
+                        None => *index.get(k)?,
+                    };
+                    Some(if narrow { i & 0xffff } else { i })
+                };
                 let step = m.strides.last().copied().unwrap_or(1);
                 let mut out = (*pad).clone();
-                for (k, (&i, &set)) in index.iter().zip(mask).enumerate() {
+                for (k, set) in mask.iter().enumerate() {
                     if set & 1 == 0 {
                         continue;
                     }
+                    let i = place(k).ok_or("too few indices")?;
                     let bits = m.bits + (far + i * step) * m.elem.bits();
                     let one = Mem { bits, dims: vec![], strides: vec![], ..m.clone() };
                     match (first(self.storage()?.read(me, &one, &[])?)?, &mut out) {
