@@ -286,6 +286,9 @@ pub struct ConformChipArgs {
     /// Only cases whose program's name contains this.
     #[arg(long)]
     pub filter: Option<String>,
+    /// One part of so many, `2/8`: every eighth program from the second on.
+    #[arg(long, default_value = "1/1", value_parser = part)]
+    pub part: (usize, usize),
     /// Processes that compile and run at a time (0: as many as the machine has processors).
     #[arg(long, default_value_t = 0)]
     pub jobs: usize,
@@ -301,12 +304,20 @@ pub struct ConformChipArgs {
     /// The list of what is expected not to pass, in place of the built-in one.
     #[arg(long)]
     pub list: Option<PathBuf>,
-    /// Write the list that would be needed.
+    /// Write the list that would be needed; what it says of programs that did not run stays.
     #[arg(long, requires = "list")]
     pub update: bool,
     /// Write the report as one page of HTML.
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
+}
+
+/// `2/8` as numbers.
+fn part(text: &str) -> Result<(usize, usize), String> {
+    let numbers = text.split_once('/').and_then(|(k, n)| Some((k.parse().ok()?, n.parse().ok()?)));
+    numbers
+        .filter(|(k, n)| (1..=*n).contains(k))
+        .ok_or_else(|| "a part is K/N with K from 1 to N".to_string())
 }
 
 /// Arguments of a worker of `conform`.

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::run::conforms;
-use crate::{Outcome, Verdict};
+use crate::{Outcome, Program, Verdict};
 
 /// What a back end claims, and is expected not to pass, with reasons: a line `claims <tab> EXTENSIONS`, and lines
 /// `PROGRAM or CASE <tab> VERDICT <tab> REASON`.
@@ -67,7 +67,8 @@ impl Expected {
                 let _ =
                     writeln!(out, "{name}\t{}\t{}", o.verdict.name(), o.detail.replace(['\t', '\n'], " "));
             };
-            if cases.iter().all(|o| o.verdict == first.verdict) && first.verdict == Verdict::Unsupported {
+            let same = |o: &&Outcome| o.verdict == first.verdict && o.detail == first.detail;
+            if cases.iter().all(same) && first.verdict != Verdict::Pass {
                 line(name, first);
             } else {
                 let wrong =
@@ -78,9 +79,37 @@ impl Expected {
         out
     }
 
+    /// The list after some of the kit was run: what it says of the other programs stays. Without a list they count as failures, for they have not
+    /// been run.
+    pub fn updated(old: Option<&str>, outcomes: &[Outcome], kit: &[Program]) -> String {
+        let old = old.map(Expected::parse);
+        let mut ran: BTreeMap<&str, &Outcome> = outcomes.iter().map(|o| (o.case.as_str(), o)).collect();
+        let mut all = Vec::new();
+        for p in kit {
+            let extensions: Vec<String> =
+                p.kernel.extensions().iter().map(|e| e.name().to_string()).collect();
+            for c in &p.checks {
+                if let Some(o) = ran.remove(c.case.as_str()) {
+                    all.push(o.clone());
+                    continue;
+                }
+                let (verdict, detail) = match &old {
+                    None => (Verdict::Fail, "not run"),
+                    Some(list) => list.entry(&c.case).map_or((Verdict::Pass, ""), |e| (e.1.0, &e.1.1)),
+                };
+                let (case, detail, extensions) = (c.case.clone(), detail.to_string(), extensions.clone());
+                all.push(Outcome { case, verdict, detail, extensions });
+            }
+        }
+        Expected::of(&all)
+    }
+
+    fn entry(&self, case: &str) -> Option<(&String, &(Verdict, String))> {
+        self.entries.get_key_value(case).or_else(|| self.entries.get_key_value(program(case)))
+    }
+
     fn of_case(&self, case: &str) -> Option<(&str, Verdict)> {
-        let found = self.entries.get_key_value(case).or_else(|| self.entries.get_key_value(program(case)));
-        found.map(|(k, v)| (k.as_str(), v.0))
+        self.entry(case).map(|(k, v)| (k.as_str(), v.0))
     }
 }
 
