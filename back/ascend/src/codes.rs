@@ -1,6 +1,6 @@
 //! Elements as the chip can hold them: narrow floats that it lacks as their codes, and truth values that are moved as bytes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tongtu_chip::Chip;
 use tongtu_tensor::{CastMode, DType, Num, Overflow};
@@ -14,8 +14,9 @@ fn is_code(d: DType, chip: &Chip) -> bool {
 }
 
 /// The kernel with narrow floats that the chip lacks as `u8`, for what is left of them after the shared rewrites moves and chooses only;
-/// and with tiles of truth values as `u8` where they are moved or carried, for the vendor's compiler keeps them as bits.
-pub(crate) fn as_codes(kernel: &Kernel, chip: &Chip) -> Kernel {
+/// and with tiles of truth values as `u8` where they are moved or carried, for the vendor's compiler keeps them as bits. Those `u8` tiles of 0 and
+/// 1 come with it.
+pub(crate) fn as_codes(kernel: &Kernel, chip: &Chip) -> (Kernel, HashSet<Val>) {
     let mut k = kernel.clone();
     for p in &mut k.params {
         match &mut p.kind {
@@ -29,9 +30,10 @@ pub(crate) fn as_codes(kernel: &Kernel, chip: &Chip) -> Kernel {
         }
     }
     let body = std::mem::take(&mut k.body);
-    let mut bytes = Bytes { types: &mut k.types, of: HashMap::new() };
+    let mut bytes = Bytes { types: &mut k.types, of: HashMap::new(), twins: HashSet::new() };
     k.body = bytes.block(body);
-    k
+    let twins = bytes.twins;
+    (k, twins)
 }
 
 fn plain(d: &mut DType, chip: &Chip) {
@@ -69,6 +71,8 @@ struct Bytes<'a> {
     types: &'a mut Vec<Ty>,
     /// The bytes that truth values were made of.
     of: HashMap<Val, Val>,
+    /// All such bytes.
+    twins: HashSet<Val>,
 }
 
 impl Bytes<'_> {
@@ -83,7 +87,9 @@ impl Bytes<'_> {
             *dtype = DType::U8;
         }
         self.types.push(ty);
-        Val(self.types.len() as u32 - 1)
+        let twin = Val(self.types.len() as u32 - 1);
+        self.twins.insert(twin);
+        twin
     }
 
     fn cast(from: Val, to: Val, d: DType, like: &Inst) -> Inst {

@@ -1,5 +1,6 @@
 //! Memory accessed element by element: by index tiles, under masks, and blocks that no window describes.
 
+use tongtu_tensor::scalar::Binary;
 use tongtu_tensor::{Combiner, DType, Num};
 use tongtu_tile::{Inst, TileMap, Val};
 
@@ -181,6 +182,23 @@ impl Emit<'_> {
             let v = if shape.is_empty() { e.bytes_of(v, d, &[]) } else { v };
             e.write((&name, &ty), &j, ok, &v);
             Ok(())
+        })
+    }
+
+    /// Integer quotients by the scalar unit, one element after another; 0 where the divisor is.
+    pub(crate) fn quotients(&mut self, inst: &Inst) -> Text<()> {
+        let (x, y) = (self.scalar(inst.operands[0])?, self.scalar(inst.operands[1])?);
+        let (d, shape) = (self.dtype(inst.results[0]), self.shape(inst.results[0]));
+        let wide = if d == DType::U64 { d } else { DType::I64 };
+        self.filled_by(inst.results[0], d, &mut |s, at| {
+            let (a, b) = (s.place(&x, d, &shape, at), s.place(&y, d, &shape, at));
+            let q = s.guarded(Binary::Div, wide, &[], &a, &b, "i64");
+            if d.bits() == 64 {
+                return Ok(q);
+            }
+            let own = s.fresh();
+            s.line(format!("{own} = arith.trunci {q} : i64 to {}", mlir(d)));
+            Ok(own)
         })
     }
 

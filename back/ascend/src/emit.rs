@@ -55,6 +55,10 @@ pub(crate) struct Emit<'a> {
     pub known: HashMap<String, i64>,
     /// Tiles of one integer by name.
     splats: HashMap<String, i128>,
+    /// The bytes of 0 and 1 that truth values were read from, by name.
+    read_as: HashMap<String, String>,
+    /// Tiles of bytes that are 0 or 1.
+    truths: &'a HashSet<Val>,
     /// Scalars proven not negative.
     pub not_negative: HashSet<String>,
     /// Tiles that only add dims of 1 to another: what they are made of.
@@ -83,7 +87,7 @@ pub struct Emitted {
 /// # Errors
 /// An instruction that the chip lacks, by name.
 pub fn emit(kernel: &Kernel, chip: &Chip) -> Result<Emitted, CompileError> {
-    let kernel = &as_codes(kernel, chip);
+    let (kernel, truths) = &as_codes(kernel, chip);
     let mut e = Emit {
         kernel,
         chip,
@@ -95,6 +99,8 @@ pub fn emit(kernel: &Kernel, chip: &Chip) -> Result<Emitted, CompileError> {
         slots: HashMap::new(),
         known: HashMap::new(),
         splats: HashMap::new(),
+        read_as: HashMap::new(),
+        truths,
         not_negative: HashSet::new(),
         squeezed: HashMap::new(),
         filled: HashSet::new(),
@@ -427,6 +433,7 @@ impl Emit<'_> {
         let literal = if shape.is_empty() { "0".to_string() } else { "dense<0>".to_string() };
         self.line(format!("{zero} = arith.constant {literal} : {bytes}"));
         self.line(format!("{name} = arith.cmpi ne, {t}, {zero} : {bytes}"));
+        self.read_as.insert(name.clone(), t);
         name
     }
 
@@ -434,6 +441,9 @@ impl Emit<'_> {
     pub(crate) fn bytes_of(&mut self, t: String, d: DType, shape: &[usize]) -> String {
         if !d.is_bool() {
             return t;
+        }
+        if let Some(bytes) = self.read_as.get(&t) {
+            return bytes.clone();
         }
         let bytes =
             if shape.is_empty() { "i8".to_string() } else { format!("tensor<{}>", shaped(shape, "i8")) };
@@ -564,6 +574,13 @@ impl Emit<'_> {
                 return self.combine_elements(inst, *combiner, &[*dim], Some(*reverse));
             }
             Op::TakeAlong { dim } => return self.take_along(inst, *dim),
+            Op::Binary(Binary::Div)
+                if self.dtype(inst.results[0]).is_int()
+                    && !self.shape(inst.results[0]).is_empty()
+                    && !legal::divides(self.dtype(inst.results[0]), self.chip) =>
+            {
+                return self.quotients(inst);
+            }
             _ => {}
         }
         let ops = inst.operands.iter().map(|&v| self.scalar(v)).collect::<Text<Vec<_>>>()?;
@@ -597,7 +614,6 @@ impl Emit<'_> {
                     ops[0], ops[1], ops[2]
                 ));
             }
-            Op::Fma {} => self.line(format!("{name} = math.fma {}, {}, {} : {ty}", ops[0], ops[1], ops[2])),
             Op::Full { dtype, value, .. } => return Ok(self.full(result, *dtype, &shape, *value, &ty)),
             Op::Iota { dtype, dim, .. } => return Ok(self.iota(*dtype, &shape, *dim)),
             Op::ProgramId { axis } | Op::NumPrograms { axis } => {
@@ -613,7 +629,9 @@ impl Emit<'_> {
                 }
                 // Truth values are bytes of 0 and 1.
                 if to.is_bool() && mlir(d) == "i8" {
-                    return Ok(self.truth_values(ops[0].clone(), DType::Bool, &shape));
+                    let t = self.truth_values(ops[0].clone(), DType::Bool, &shape);
+                    self.read_as.remove(&t);
+                    return Ok(t);
                 }
                 if d.is_bool() && mlir(*to) == "i8" {
                     return Ok(self.bytes_of(ops[0].clone(), d, &shape));
@@ -626,7 +644,9 @@ impl Emit<'_> {
                 let to_ty = if to_bool { ty.replace("i1", "i8") } else { ty };
                 self.line(format!("{name} = arith.bitcast {x} : {from} to {to_ty}"));
                 if to_bool {
-                    return Ok(self.truth_values(name, DType::Bool, &shape));
+                    let t = self.truth_values(name, DType::Bool, &shape);
+                    self.read_as.remove(&t);
+                    return Ok(t);
                 }
             }
             Op::Broadcast { .. } => return Ok(self.broadcast(inst, &ops[0], &shape)),
@@ -651,7 +671,10 @@ impl Emit<'_> {
                 ));
             }
             Op::Extract { offset, .. } => {
-                self.parts.insert(result);
+                // Parts of products are copied as they are.
+                if self.matrix.is_empty() {
+                    self.parts.insert(result);
+                }
                 let join = |v: &[usize]| v.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
                 let ones = vec!["1"; shape.len()].join(", ");
                 self.line(format!(
@@ -840,7 +863,15 @@ impl Emit<'_> {
     }
 
     /// Division and shifts, which MLIR leaves undefined for some operands: those are replaced, and the result chosen.
-    fn guarded(&mut self, b: Binary, d: DType, shape: &[usize], x: &str, y: &str, ty: &str) -> String {
+    pub(crate) fn guarded(
+        &mut self,
+        b: Binary,
+        d: DType,
+        shape: &[usize],
+        x: &str,
+        y: &str,
+        ty: &str,
+    ) -> String {
         let constant_of = |e: &mut Self, n: i128| {
             let (name, k) = (e.fresh(), constant(d, Num::Int(n)));
             let k = if shape.is_empty() { k } else { format!("dense<{k}>") };
@@ -943,7 +974,13 @@ impl Emit<'_> {
             self.line(format!("{zero} = arith.constant {k} : {from_ty}"));
             let op = if from.is_float() { "cmpf une," } else { "cmpi ne," };
             self.line(format!("{name} = arith.{op} {x}, {zero} : {from_ty}"));
+            if self.truths.contains(&inst.operands[0]) {
+                self.read_as.insert(name.clone(), x.to_string());
+            }
             return Ok(name);
+        }
+        if from.is_bool() && mlir(to) == "i8" {
+            return Ok(self.bytes_of(x.to_string(), from, &shape));
         }
         let op = match (from.is_float(), to.is_float()) {
             (true, true) if from.bits() < to.bits() => "extf",
@@ -977,6 +1014,15 @@ impl Emit<'_> {
                 _ => "extui",
             },
         };
+        // One chip's compiler extends tiles with their sign all the same.
+        if op == "extui" && !from.is_bool() && !shape.is_empty() && !legal::is_950(self.chip) {
+            let (wide, mask) = (self.fresh(), self.fresh());
+            let bits = (1i128 << from.bits()) - 1;
+            self.line(format!("{wide} = arith.extsi {x} : {from_ty} to {ty}"));
+            self.line(format!("{mask} = arith.constant dense<{}> : {ty}", constant(to, Num::Int(bits))));
+            self.line(format!("{name} = arith.andi {wide}, {mask} : {ty}"));
+            return Ok(name);
+        }
         self.line(format!("{name} = arith.{op} {x} : {from_ty} to {ty}"));
         Ok(name)
     }

@@ -3,7 +3,7 @@
 use tongtu_chip::Chip;
 use tongtu_plan::backend::Support;
 use tongtu_tensor::scalar::{Binary, Compare, Unary};
-use tongtu_tensor::{CastMode, DType, Overflow, Rounding};
+use tongtu_tensor::{CastMode, Combiner, DType, Overflow, Rounding};
 use tongtu_tile::{Op, Ty};
 
 /// The shared rewrite into simpler instructions.
@@ -33,8 +33,9 @@ fn refused_type(d: DType, chip: &Chip) -> Option<String> {
     }
 }
 
-fn is_scalar(operands: &[Ty]) -> bool {
-    operands.iter().all(|t| t.as_tile().is_some_and(|t| t.1.is_empty()))
+/// Whether the vector unit has quotients of an integer type: one chip divides in f32.
+pub(crate) fn divides(d: DType, chip: &Chip) -> bool {
+    is_950(chip) && d.bits() == 32
 }
 
 /// Whether an instruction is taken as it is.
@@ -62,20 +63,21 @@ pub(crate) fn supports(op: &Op, operands: &[Ty], results: &[Ty], chip: &Chip) ->
         }
         Op::Compare(_) | Op::Reduce { .. } | Op::Scan { .. } if d.is_bool() => EXPAND,
         Op::Unary(u) => unary(*u, d),
-        // The scalar unit divides as it should.
-        Op::Binary(Binary::Div) if d.is_int() && is_scalar(operands) => Support::Native,
-        Op::Binary(b) => binary(*b, d, chip),
+        // By the scalar unit where the vector unit has no quotients.
+        Op::Binary(Binary::Div) if d.is_int() => Support::Native,
+        Op::Binary(b) => binary(*b, d),
         Op::Compare(c)
             if d.is_int() && !d.is_signed() && !matches!(c, Compare::Eq | Compare::Ne) && !is_950(chip) =>
         {
             EXPAND
         }
-        // One chip rounds the product, too.
-        Op::Fma {} if d == DType::F32 && is_950(chip) => Support::Native,
+        // The vendor's compilers make a product and a sum of it, each rounded.
         Op::Fma {} => EXPAND,
         Op::Cast { to, mode } => cast(d, *to, *mode, chip),
         Op::Reduce { combiner, .. } => match combiner {
             c if c.arity() == 2 && d.is_float() && d != DType::F32 => EXPAND,
+            // One chip multiplies them as floats of 16 bits.
+            Combiner::Mul if d.is_int() && d.bits() < 32 && !is_950(chip) => EXPAND,
             _ => Support::Native,
         },
         Op::Scan { .. } if d.is_float() && d != DType::F32 => EXPAND,
@@ -107,14 +109,12 @@ fn unary(u: Unary, d: DType) -> Support {
     }
 }
 
-fn binary(b: Binary, d: DType, chip: &Chip) -> Support {
+fn binary(b: Binary, d: DType) -> Support {
     use Binary::*;
     match b {
         Add | Sub | Mul | And | Or | Xor if !d.is_bool() || matches!(b, And | Or | Xor) => Support::Native,
         Max | Min | MaxNum | MinNum if !d.is_bool() => Support::Native,
         Div if d.is_float() => Support::Native,
-        // One chip divides in f32.
-        Div if is_950(chip) && d.bits() == 32 => Support::Native,
         Shl | Shr if d.is_int() => Support::Native,
         _ => EXPAND,
     }
@@ -130,7 +130,10 @@ fn cast(from: DType, to: DType, mode: CastMode, chip: &Chip) -> Support {
         (true, true) => {
             let pair =
                 |narrow: DType| (from, to) == (narrow, F32) || (from, to) == (F32, narrow) && !saturates;
-            pair(F16) || pair(BF16) || is_950(chip) && (pair(F8E4M3FN) || pair(F8E5M2)) || from == to
+            pair(F16)
+                || pair(BF16)
+                || is_950(chip) && (pair(F8E4M3FN) || pair(F8E5M2))
+                || from == to && !saturates
         }
         // Others do not saturate, or lose digits on the way.
         (true, false) => from == F32 && to == I32 && saturates || to.is_bool() && from == F32,

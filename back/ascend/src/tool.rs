@@ -252,7 +252,11 @@ impl Tool {
         let (ok, said, last) = result?;
         let (said, planned) = match said.rfind(DUMP) {
             Some(at) if ok => (&said[..at], said[at..].split_once('\n').map(|x| x.1)),
-            _ => (&said[..said.find(DUMP).unwrap_or(said.len())], None),
+            _ => {
+                // What stops it after the dump is said after it.
+                let before = &said[..said.find(DUMP).unwrap_or(said.len())];
+                (if before.trim().is_empty() { &said[..] } else { before }, None)
+            }
         };
         let Some(planned) = planned.filter(|_| !last.is_empty()) else {
             // Without an answer how much more it needs is not known.

@@ -39,10 +39,12 @@ impl Emit<'_> {
                 if mode.overflow == Overflow::Format || !infinite {
                     return Some(wide);
                 }
-                let (lo, hi) = (self.k(to, f32::MIN.into()), self.k(to, f32::MAX.into()));
-                let r = self.bin(Binary::Max, wide, lo);
-                Some(self.bin(Binary::Min, r, hi))
+                Some(self.made_finite(wide))
             }
+            (true, true) if from == DType::F32 && to == from => match mode.overflow {
+                Overflow::Saturate => Some(self.made_finite(x)),
+                _ => Some(x),
+            },
             (true, true) if to.bits() < 32 => self.encode(x, to, mode),
             (true, false) => self.float_to_int(x, to, mode),
             (false, true) if to == DType::F32 && mode.rounding != Rounding::NearestEven => {
@@ -87,6 +89,14 @@ impl Emit<'_> {
             (false, false) if mode.overflow == Overflow::Saturate => self.saturate_int(x, to),
             _ => None,
         }
+    }
+
+    /// An f32 with the greatest finite values in place of infinite ones.
+    fn made_finite(&mut self, x: Val) -> Val {
+        let d = DType::F32;
+        let (lo, hi) = (self.k(d, f32::MIN.into()), self.k(d, f32::MAX.into()));
+        let r = self.bin(Binary::Max, x, lo);
+        self.bin(Binary::Min, r, hi)
     }
 
     /// A 64-bit integer as f64, the last bit telling of what was lost.
@@ -192,6 +202,9 @@ impl Emit<'_> {
             let w = match to.bits() {
                 0..=16 if to != DType::I32 => DType::I32,
                 32 if to == DType::U32 => DType::I64,
+                64 if self.dtype(x) == DType::F32 && !self.has_wide() => {
+                    return Some(self.digits_to_long(x, to));
+                }
                 _ => return None,
             };
             let wide = self.op(Op::Cast { to: w, mode: saturate }, &[x]);
@@ -259,6 +272,16 @@ impl Emit<'_> {
             _ if to == wide => r,
             _ => self.cast(r, to),
         }
+    }
+
+    /// An f32 truncated to an integer of 64 bits, to the nearest there is.
+    fn digits_to_long(&mut self, x: Val, to: DType) -> Val {
+        let r = self.digits_to_int(x, to);
+        let (least, most) = (self.i(to, to.min_value().to_i128()), self.i(to, to.max_value().to_i128()));
+        let (lo, hi) = if to.is_signed() { (-(2f64.powi(63)), 2f64.powi(63)) } else { (0.0, 2f64.powi(64)) };
+        let (under, over) = (self.cmp_k(Compare::Lt, x, lo), self.cmp_k(Compare::Ge, x, hi));
+        let r = self.sel(under, least, r);
+        self.sel(over, most, r)
     }
 
     /// A narrow float as f32, exactly.

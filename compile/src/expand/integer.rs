@@ -118,65 +118,13 @@ impl Emit<'_> {
                 Some(self.sel(none, zero, r))
             }
             Binary::Pow => Some(self.power(x, y)),
-            Binary::Div if d == DType::U32 && self.has(&Op::Binary(op), DType::I64, 2) => {
+            Binary::Div if d == DType::U32 => {
                 let (a, b) = (self.cast(x, DType::I64), self.cast(y, DType::I64));
                 let q = self.div(a, b);
                 Some(self.cast(q, d))
             }
-            Binary::Div => Some(self.long_division(x, y)),
             _ => None,
         }
-    }
-
-    /// A quotient digit by digit; 0 where the divisor is.
-    fn long_division(&mut self, x: Val, y: Val) -> Val {
-        let d = self.dtype(x);
-        let (u, top) = (unsigned(d), d.bits() - 1);
-        let zero = self.i(d, 0);
-        let mut magnitude = |v: Val| {
-            let v = match d.is_signed() {
-                true => {
-                    let (minus, below) = (self.sub(zero, v), self.cmp(Compare::Lt, v, zero));
-                    self.sel(below, minus, v)
-                }
-                false => v,
-            };
-            self.bits(v, u)
-        };
-        let (n, by) = (magnitude(x), magnitude(y));
-        let none = self.i(u, 0);
-        let outer = std::mem::take(&mut self.shape);
-        let (go, first) = (self.i(DType::Bool, 1), self.i(DType::I64, 0));
-        self.shape = outer.clone();
-        let out = self.repeat(go, &[none, none, n, first], |m, carried| {
-            let (q, r, n, turn) = (carried[0], carried[1], carried[2], carried[3]);
-            let (over, digit) = (m.shr(r, top), m.shr(n, top));
-            let r = m.shl(r, 1);
-            let r = m.or(r, digit);
-            let (fits, wraps) = (m.cmp(Compare::Ge, r, by), m.cmp_i(Compare::Ne, over, 0));
-            let fits = m.or(fits, wraps);
-            let less = m.sub(r, by);
-            let r = m.sel(fits, less, r);
-            let (n, q) = (m.shl(n, 1), m.shl(q, 1));
-            let one = m.cast(fits, u);
-            let q = m.or(q, one);
-            m.shape = Vec::new();
-            let turn = m.add_i(turn, 1);
-            let more = m.cmp_i(Compare::Lt, turn, d.bits().into());
-            m.shape = outer.clone();
-            (more, vec![q, r, n, turn])
-        });
-        let q = self.bits(out[0], d);
-        let q = if d.is_signed() {
-            let minus = self.sub(zero, q);
-            let apart = self.bin(Binary::Xor, x, y);
-            let below = self.cmp(Compare::Lt, apart, zero);
-            self.sel(below, minus, q)
-        } else {
-            q
-        };
-        let nothing = self.cmp(Compare::Eq, y, zero);
-        self.sel(nothing, zero, q)
     }
 
     /// Square and multiply; a negative exponent leaves 0, 1 or -1.

@@ -790,7 +790,15 @@ impl Emit<'_> {
         let (h, h_low) = self.two_sum(e, g);
         let low = self.add(h_low, g_low);
         let zero = self.k(f.d, 0.0);
-        let (p, p_low) = self.product_pair(f, (h, low), (y, zero));
+        let mut by = y;
+        if !self.has(&Op::Fma {}, f.d, 3) {
+            // So large an exponent overflows, or its factor is 0; larger ones have no halves.
+            let most = f.pick(2f64.powi(100), 2f64.powi(960));
+            let (lo, hi) = (self.k(f.d, -most), self.k(f.d, most));
+            by = self.bin(Binary::Max, by, lo);
+            by = self.bin(Binary::Min, by, hi);
+        }
+        let (p, p_low) = self.product_pair(f, (h, low), (by, zero));
         let a = self.un(Unary::Abs, p);
         let moderate = self.cmp_k(Compare::Lt, a, 2000.0);
         let p_low = self.sel(moderate, p_low, zero);
