@@ -103,7 +103,23 @@ fn pictures() {
 
 #[test]
 fn transformers() {
-    small(&["transformer", "decode", "decode-in-place", "llama-layer"]);
+    small(&["transformer", "decode", "decode-in-place"]);
+}
+
+/// One word more, beside those in the cache.
+fn decoder_layer(chip: &str) {
+    let at = conformance("models").join("llama-layer");
+    holds(&at.join("model.onnx"), &at.join("test_data_set_1"), chip);
+}
+
+#[test]
+fn a_decoder_layer_on_910b() {
+    decoder_layer("ascend-910b");
+}
+
+#[test]
+fn a_decoder_layer_on_950() {
+    decoder_layer("ascend-950");
 }
 
 #[test]
