@@ -57,6 +57,8 @@ pub(crate) struct Emit<'a> {
     splats: HashMap<String, i128>,
     /// The bytes of 0 and 1 that truth values were read from, by name.
     read_as: HashMap<String, String>,
+    /// The truth values of comparisons of long integers as those came, by what was made of them.
+    long: HashMap<String, String>,
     /// Tiles of bytes that are 0 or 1.
     truths: &'a HashSet<Val>,
     /// Scalars proven not negative.
@@ -101,6 +103,7 @@ pub fn emit(kernel: &Kernel, chip: &Chip) -> Result<Emitted, CompileError> {
         splats: HashMap::new(),
         read_as: HashMap::new(),
         truths,
+        long: HashMap::new(),
         not_negative: HashSet::new(),
         squeezed: HashMap::new(),
         filled: HashSet::new(),
@@ -437,6 +440,47 @@ impl Emit<'_> {
         name
     }
 
+    /// Whether the truth values of long integers are not those of others: on one chip they are bytes for some of its operations.
+    fn splits_truths(&self, shape: &[usize]) -> bool {
+        !shape.is_empty() && !legal::is_950(self.chip)
+    }
+
+    /// Truth values of a comparison as those of any other.
+    fn short_truths(&mut self, t: String, of: DType, shape: &[usize]) -> String {
+        if mlir(of) != "i64" || !self.splits_truths(shape) {
+            return t;
+        }
+        let (long, int) =
+            (format!("tensor<{}>", shaped(shape, "i64")), format!("tensor<{}>", shaped(shape, "i32")));
+        let [one, zero, chosen, cut, none, name] = [(); 6].map(|()| self.fresh());
+        self.line(format!("{one} = arith.constant dense<1> : {long}"));
+        self.line(format!("{zero} = arith.constant dense<0> : {long}"));
+        self.line(format!(
+            "{chosen} = arith.select {t}, {one}, {zero} : {}, {long}",
+            ty_text(DType::Bool, shape)
+        ));
+        self.line(format!("{cut} = arith.trunci {chosen} : {long} to {int}"));
+        self.line(format!("{none} = arith.constant dense<0> : {int}"));
+        self.line(format!("{name} = arith.cmpi ne, {cut}, {none} : {int}"));
+        self.long.insert(name.clone(), t);
+        name
+    }
+
+    /// Truth values to choose long integers by.
+    fn long_truths(&mut self, t: &str, shape: &[usize]) -> String {
+        if let Some(own) = self.long.get(t) {
+            return own.clone();
+        }
+        let (long, int) =
+            (format!("tensor<{}>", shaped(shape, "i64")), format!("tensor<{}>", shaped(shape, "i32")));
+        let [wide, far, zero, name] = [(); 4].map(|()| self.fresh());
+        self.line(format!("{wide} = arith.extui {t} : {} to {int}", ty_text(DType::Bool, shape)));
+        self.line(format!("{far} = arith.extsi {wide} : {int} to {long}"));
+        self.line(format!("{zero} = arith.constant dense<0> : {long}"));
+        self.line(format!("{name} = arith.cmpi ne, {far}, {zero} : {long}"));
+        name
+    }
+
     /// Truth values as bytes.
     pub(crate) fn bytes_of(&mut self, t: String, d: DType, shape: &[usize]) -> String {
         if !d.is_bool() {
@@ -604,8 +648,17 @@ impl Emit<'_> {
             Op::Compare(c) => {
                 let (op, p) = compare(*c, d);
                 self.line(format!("{name} = arith.{op} {p}, {}, {} : {from}", ops[0], ops[1]));
+                return Ok(self.short_truths(name, d, &shape));
             }
             Op::Select {} => {
+                let long = mlir(self.dtype(result)) == "i64";
+                let own;
+                let ops = if self.splits_truths(&shape) && long && !from_shape.is_empty() {
+                    own = [self.long_truths(&ops[0], &shape), ops[1].clone(), ops[2].clone()];
+                    &own[..]
+                } else {
+                    ops
+                };
                 let condition = if from_shape == shape { String::new() } else { "i1, ".to_string() };
                 let condition =
                     if condition.is_empty() && !shape.is_empty() { format!("{from}, ") } else { condition };
@@ -755,12 +808,20 @@ impl Emit<'_> {
             return self.fill(&zero, &element(d), &ty);
         }
         // Along one dim, then repeated along the others.
-        let line = ty_text(d, &shape[dim..=dim]);
-        let empty = self.empty(&line);
-        let (zero, one, name) = (self.index_constant(0), self.index_constant(1), self.fresh());
+        // One chip counts in no less than 16 bits.
+        let narrow = mlir(d) == "i8";
+        let (line, counted) =
+            (ty_text(d, &shape[dim..=dim]), ty_text(if narrow { DType::I16 } else { d }, &shape[dim..=dim]));
+        let empty = self.empty(&counted);
+        let (zero, one, mut name) = (self.index_constant(0), self.index_constant(1), self.fresh());
         self.line(format!(
-            "{name} = hfusion.arange offset[{zero}] strides[{one}] outs({empty} : {line}) -> {line}"
+            "{name} = hfusion.arange offset[{zero}] strides[{one}] outs({empty} : {counted}) -> {counted}"
         ));
+        if narrow {
+            let cut = self.fresh();
+            self.line(format!("{cut} = arith.trunci {name} : {counted} to {line}"));
+            name = cut;
+        }
         let others: Vec<String> = (0..shape.len()).filter(|i| *i != dim).map(|i| i.to_string()).collect();
         if others.is_empty() {
             return name;
@@ -963,6 +1024,10 @@ impl Emit<'_> {
         from_ty: &str,
         ty: &str,
     ) -> Text<String> {
+        // What only changes the name of a part is a part.
+        if mlir(from) == mlir(to) && self.parts.contains(&inst.operands[0]) {
+            self.parts.insert(inst.results[0]);
+        }
         if from == to {
             return Ok(x.to_string());
         }
@@ -977,7 +1042,7 @@ impl Emit<'_> {
             if self.truths.contains(&inst.operands[0]) {
                 self.read_as.insert(name.clone(), x.to_string());
             }
-            return Ok(name);
+            return Ok(self.short_truths(name, from, &shape));
         }
         if from.is_bool() && mlir(to) == "i8" {
             return Ok(self.bytes_of(x.to_string(), from, &shape));
@@ -1014,8 +1079,8 @@ impl Emit<'_> {
                 _ => "extui",
             },
         };
-        // One chip's compiler extends tiles with their sign all the same.
-        if op == "extui" && !from.is_bool() && !shape.is_empty() && !legal::is_950(self.chip) {
+        // Some tiles are extended with their sign all the same.
+        if op == "extui" && !from.is_bool() && !shape.is_empty() {
             let (wide, mask) = (self.fresh(), self.fresh());
             let bits = (1i128 << from.bits()) - 1;
             self.line(format!("{wide} = arith.extsi {x} : {from_ty} to {ty}"));

@@ -65,7 +65,7 @@ pub(crate) fn supports(op: &Op, operands: &[Ty], results: &[Ty], chip: &Chip) ->
         Op::Unary(u) => unary(*u, d),
         // By the scalar unit where the vector unit has no quotients.
         Op::Binary(Binary::Div) if d.is_int() => Support::Native,
-        Op::Binary(b) => binary(*b, d),
+        Op::Binary(b) => binary(*b, d, chip),
         Op::Compare(c)
             if d.is_int() && !d.is_signed() && !matches!(c, Compare::Eq | Compare::Ne) && !is_950(chip) =>
         {
@@ -109,10 +109,14 @@ fn unary(u: Unary, d: DType) -> Support {
     }
 }
 
-fn binary(b: Binary, d: DType) -> Support {
+fn binary(b: Binary, d: DType, chip: &Chip) -> Support {
     use Binary::*;
     match b {
         Add | Sub | Mul | And | Or | Xor if !d.is_bool() || matches!(b, And | Or | Xor) => Support::Native,
+        // One chip takes them with their sign.
+        Max | Min | MaxNum | MinNum if d.is_int() && !d.is_signed() && !is_950(chip) => EXPAND,
+        // One chip's compiler gives infinity where both are NaN.
+        MaxNum | MinNum if d.is_float() && is_950(chip) => EXPAND,
         Max | Min | MaxNum | MinNum if !d.is_bool() => Support::Native,
         Div if d.is_float() => Support::Native,
         Shl | Shr if d.is_int() => Support::Native,
@@ -129,7 +133,7 @@ fn cast(from: DType, to: DType, mode: CastMode, chip: &Chip) -> Support {
     let native = match (from.is_float(), to.is_float()) {
         (true, true) => {
             let pair =
-                |narrow: DType| (from, to) == (narrow, F32) || (from, to) == (F32, narrow) && !saturates;
+                |narrow: DType| !saturates && ((from, to) == (narrow, F32) || (from, to) == (F32, narrow));
             pair(F16)
                 || pair(BF16)
                 || is_950(chip) && (pair(F8E4M3FN) || pair(F8E5M2))

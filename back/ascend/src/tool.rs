@@ -250,6 +250,7 @@ impl Tool {
         })();
         let _ = std::fs::remove_dir_all(&dir);
         let (ok, said, last) = result?;
+        let said = said.replace(&format!("{}/", dir.display()), "");
         let (said, planned) = match said.rfind(DUMP) {
             Some(at) if ok => (&said[..at], said[at..].split_once('\n').map(|x| x.1)),
             _ => {

@@ -276,12 +276,23 @@ impl Emit<'_> {
 
     /// An f32 truncated to an integer of 64 bits, to the nearest there is.
     fn digits_to_long(&mut self, x: Val, to: DType) -> Val {
-        let r = self.digits_to_int(x, to);
-        let (least, most) = (self.i(to, to.min_value().to_i128()), self.i(to, to.max_value().to_i128()));
-        let (lo, hi) = if to.is_signed() { (-(2f64.powi(63)), 2f64.powi(63)) } else { (0.0, 2f64.powi(64)) };
-        let (under, over) = (self.cmp_k(Compare::Lt, x, lo), self.cmp_k(Compare::Ge, x, hi));
-        let r = self.sel(under, least, r);
-        self.sel(over, most, r)
+        let mut r = self.digits_to_int(x, to);
+        // All is asked of the code: not every chip chooses long integers by comparisons of floats.
+        let code = self.bits(x, DType::U32);
+        let magnitude = self.and_i(code, 0x7fff_ffff);
+        let sign = self.shr(code, 31);
+        let negative = self.cmp_i(Compare::Ne, sign, 0);
+        let (zero, most) = (self.i(to, 0), self.i(to, to.max_value().to_i128()));
+        let least = self.i(to, to.min_value().to_i128());
+        let digits = if to.is_signed() { 63 } else { 64 };
+        let beyond = self.cmp_i(Compare::Ge, magnitude, (127 + digits) << 23);
+        let bound = self.sel(negative, least, most);
+        r = self.sel(beyond, bound, r);
+        if !to.is_signed() {
+            r = self.sel(negative, zero, r);
+        }
+        let nan = self.cmp_i(Compare::Gt, magnitude, 0x7f80_0000);
+        self.sel(nan, zero, r)
     }
 
     /// A narrow float as f32, exactly.

@@ -291,7 +291,8 @@ impl Emit<'_> {
         let mut to = |v: Val| if self.dtype(v) == w { v } else { self.op(Op::Cast { to: w, mode }, &[v]) };
         let (acc, a, b) = (to(acc), to(a), to(b));
         // Matrix units take operands of one type, and not all of them what was computed just now.
-        let r = match ta == tb {
+        let common = matches!(ta, DType::F16 | DType::BF16 | DType::F8E4M3FN | DType::F8E5M2);
+        let r = match ta == tb && (common || !ta.is_float() || self.has_wide()) {
             true => self.op(Op::Mma {}, &[acc, a, b]),
             false => self.mma_in_parts(acc, a, b)?,
         };

@@ -147,6 +147,33 @@ fn dtype(e: Elem) -> Option<DType> {
     })
 }
 
+/// The float of a code; NaN remembers its code as long as it is moved only.
+fn value(d: DType, code: u64) -> f64 {
+    let x = d.decode(code).to_f64();
+    if x.is_nan() { f64::from_bits(NAN | tag(d) | code) } else { x }
+}
+
+/// The code of a float that is of the type already.
+fn code_of(d: DType, x: f64) -> u64 {
+    let bits = x.to_bits();
+    if x.is_nan() && bits & NAN_TAG == tag(d) {
+        return bits & 0xffff;
+    }
+    d.encode(Num::Float(x), Overflow::Format)
+}
+
+const NAN: u64 = 0x7ff8_0000_0000_0000;
+const NAN_TAG: u64 = 0xf0_0000;
+
+fn tag(d: DType) -> u64 {
+    match d {
+        DType::F16 => 0x10_0000,
+        DType::BF16 => 0x20_0000,
+        DType::F8E4M3FN => 0x30_0000,
+        _ => 0x40_0000,
+    }
+}
+
 /// A float rounded to an element type, to nearest even.
 pub fn round_to(e: Elem, x: f64) -> f64 {
     match e {
@@ -223,11 +250,11 @@ impl Storage<'_> {
             (Elem::F32, _) => Data::F(it.map(|i| f64::from(f32::from_le_bytes(get(b, i)))).collect()),
             (f, 16) if float => {
                 let d = dtype(f).unwrap_or(DType::F16);
-                Data::F(it.map(|i| d.decode(u16::from_le_bytes(get(b, i)).into()).to_f64()).collect())
+                Data::F(it.map(|i| value(d, u16::from_le_bytes(get(b, i)).into())).collect())
             }
             (f, 8) if float => {
                 let d = dtype(f).unwrap_or(DType::F8E4M3FN);
-                Data::F(it.map(|i| d.decode(b[i / 8].into()).to_f64()).collect())
+                Data::F(it.map(|i| value(d, b[i / 8].into())).collect())
             }
             (_, 64) => Data::I(it.map(|i| i64::from_le_bytes(get(b, i))).collect()),
             (_, 32) => Data::I(it.map(|i| i32::from_le_bytes(get(b, i)).into()).collect()),
@@ -258,7 +285,7 @@ impl Storage<'_> {
                 let d = dtype(f).unwrap_or(DType::F16);
                 let n = (e / 8) as usize;
                 for (i, &x) in at.zip(v) {
-                    let code = d.encode(Num::Float(x), Overflow::Format);
+                    let code = code_of(d, x);
                     b[i / 8..i / 8 + n].copy_from_slice(&code.to_le_bytes()[..n]);
                 }
             }
@@ -287,7 +314,7 @@ impl Storage<'_> {
 pub fn decode(e: Elem, code: u64) -> f64 {
     match e {
         Elem::F32 => f64::from(f32::from_bits(code as u32)),
-        e => dtype(e).map_or(f64::NAN, |d| d.decode(code).to_f64()),
+        e => dtype(e).map_or(f64::NAN, |d| value(d, code)),
     }
 }
 
@@ -295,6 +322,6 @@ pub fn decode(e: Elem, code: u64) -> f64 {
 pub fn code(e: Elem, x: f64) -> u64 {
     match e {
         Elem::F32 => (x as f32).to_bits().into(),
-        e => dtype(e).map_or(0, |d| d.encode(Num::Float(x), Overflow::Format)),
+        e => dtype(e).map_or(0, |d| code_of(d, x)),
     }
 }
