@@ -86,13 +86,17 @@ impl Emit<'_> {
         let (name, ty, d) = buffer;
         let e = mlir(d);
         let load = |s: &mut Self| {
+            if d.bits() < 8 {
+                return s.read_packed(name, ty, d.bits(), at);
+            }
             let (i, v) = (s.index(at), s.fresh());
             s.line(format!("{v} = memref.load {name}[{i}] : {ty}"));
             v
         };
         let Some(ok) = ok else { return load(self) };
         let (p, v) = (self.fresh(), self.fresh());
-        self.line(format!("{p} = arith.constant {} : {e}", constant(d, pad)));
+        let pad = constant(if d.bits() < 8 { DType::U8 } else { d }, pad);
+        self.line(format!("{p} = arith.constant {pad} : {e}"));
         self.line(format!("{v} = scf.if {ok} -> ({e}) {{"));
         self.depth += 1;
         let x = load(self);
@@ -105,15 +109,86 @@ impl Emit<'_> {
     }
 
     /// Writes `buffer[at]` where the condition holds.
-    fn write(&mut self, buffer: (&str, &str), at: &str, ok: Option<String>, value: &str) {
+    fn write(&mut self, buffer: (&str, &str, DType), at: &str, ok: Option<String>, value: &str) {
         let open = ok.is_some();
         if let Some(ok) = ok {
             self.line(format!("scf.if {ok} {{"));
             self.depth += 1;
         }
-        let i = self.index(at);
-        self.line(format!("memref.store {value}, {}[{i}] : {}", buffer.0, buffer.1));
+        let (name, ty, d) = buffer;
+        if d.bits() < 8 {
+            self.write_packed(name, ty, d.bits(), at, value);
+        } else {
+            let i = self.index(at);
+            self.line(format!("memref.store {value}, {name}[{i}] : {ty}"));
+        }
         if open {
+            self.depth -= 1;
+            self.line("}".to_string());
+        }
+    }
+
+    fn byte_at(&mut self, name: &str, ty: &str, at: &str) -> String {
+        let (i, byte, wide) = (self.index(at), self.fresh(), self.fresh());
+        self.line(format!("{byte} = memref.load {name}[{i}] : {ty}"));
+        self.line(format!("{wide} = arith.extui {byte} : i8 to i64"));
+        wide
+    }
+
+    fn as_byte(&mut self, x: &str) -> String {
+        let byte = self.fresh();
+        self.line(format!("{byte} = arith.trunci {x} : i64 to i8"));
+        byte
+    }
+
+    /// Where an element of less than a byte lies: its first byte, its last one, and its lowest bit in the first.
+    fn packed_place(&mut self, bits: u32, at: &str) -> (String, String, String) {
+        let (size, most, eight) = (self.int(bits.into()), self.int(i64::from(bits) - 1), self.int(3));
+        let first = self.int_mul(at, &size);
+        let last = self.int_add(&first, &most);
+        let seven = self.int(7);
+        let low = self.int_op("andi", &first, &seven);
+        (self.int_op("shrui", &first, &eight), self.int_op("shrui", &last, &eight), low)
+    }
+
+    /// The code of an element of less than a byte.
+    fn read_packed(&mut self, name: &str, ty: &str, bits: u32, at: &str) -> String {
+        let (first, last, low) = self.packed_place(bits, at);
+        let mut word = self.byte_at(name, ty, &first);
+        if 8 % bits != 0 {
+            // The same byte again where it ends there.
+            let (more, eight) = (self.byte_at(name, ty, &last), self.int(8));
+            let more = self.int_op("shli", &more, &eight);
+            word = self.int_op("ori", &word, &more);
+        }
+        let mask = self.int((1 << bits) - 1);
+        let code = self.int_op("shrui", &word, &low);
+        let code = self.int_op("andi", &code, &mask);
+        self.as_byte(&code)
+    }
+
+    /// Writes the code of an element of less than a byte; what shares its bytes stays.
+    fn write_packed(&mut self, name: &str, ty: &str, bits: u32, at: &str, value: &str) {
+        let (first, last, low) = self.packed_place(bits, at);
+        let (mask, ones, wide) = (self.int((1 << bits) - 1), self.int(-1), self.fresh());
+        self.line(format!("{wide} = arith.extui {value} : i8 to i64"));
+        let (mask, new) = (self.int_op("shli", &mask, &low), self.int_op("shli", &wide, &low));
+        let keep = self.int_op("xori", &mask, &ones);
+        let put = |s: &mut Self, at: &str, keep: &str, new: &str| {
+            let old = s.byte_at(name, ty, at);
+            let old = s.int_op("andi", &old, keep);
+            let all = s.int_op("ori", &old, new);
+            let (byte, i) = (s.as_byte(&all), s.index(at));
+            s.line(format!("memref.store {byte}, {name}[{i}] : {ty}"));
+        };
+        put(self, &first, &keep, &new);
+        if 8 % bits != 0 {
+            let more = self.pred("ne", &first, &last);
+            self.line(format!("scf.if {more} {{"));
+            self.depth += 1;
+            let eight = self.int(8);
+            let (keep, new) = (self.int_op("shrsi", &keep, &eight), self.int_op("shrui", &new, &eight));
+            put(self, &last, &keep, &new);
             self.depth -= 1;
             self.line("}".to_string());
         }
@@ -180,7 +255,7 @@ impl Emit<'_> {
             }
             let v = e.element(&value, d, &shape, at);
             let v = if shape.is_empty() { e.bytes_of(v, d, &[]) } else { v };
-            e.write((&name, &ty), &j, ok, &v);
+            e.write((&name, &ty, d), &j, ok, &v);
             Ok(())
         })
     }
@@ -459,15 +534,31 @@ impl Emit<'_> {
         let index = rest[..inside.len()].iter().map(|&v| self.scalar(v)).collect::<Text<Vec<_>>>()?;
         let mask = rest.get(inside.len()).map(|&m| self.bytes(m)).transpose()?;
         let (value, shape) = (self.bytes(inst.operands[1])?, self.shape(inst.operands[1]));
+        // Where memory is read between the writes the vendor's compiler fails on elements of a tile that no memory holds.
+        let home = if view.dtype.bits() < 8 && !shape.is_empty() {
+            let (home, ty) = (self.fresh(), format!("memref<{}>", shaped(&shape, "i8")));
+            self.line(format!("{home} = memref.alloc() : {ty}"));
+            self.put_home(&value, &home, &format!("tensor<{}>", shaped(&shape, "i8")), &ty);
+            Some((home, ty))
+        } else {
+            None
+        };
         self.each(&shape, &mut |e, at| {
             let (place, mut ok) = e.element_of(&view, &index, map, inside, at);
             if let Some(m) = &mask {
                 let set = e.is_set(m, &shape, at);
                 ok = e.both(ok, set);
             }
-            let v = e.element(&value, view.dtype, &shape, at);
+            let v = match &home {
+                Some((home, ty)) => {
+                    let v = e.fresh();
+                    e.line(format!("{v} = memref.load {home}[{}] : {ty}", at.join(", ")));
+                    v
+                }
+                None => e.element(&value, view.dtype, &shape, at),
+            };
             let v = if shape.is_empty() { e.bytes_of(v, view.dtype, &[]) } else { v };
-            e.write((&view.buffer, &view.ty), &place, ok, &v);
+            e.write((&view.buffer, &view.ty, view.dtype), &place, ok, &v);
             Ok(())
         })
     }

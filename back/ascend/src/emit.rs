@@ -563,14 +563,16 @@ impl Emit<'_> {
                     return self.refuse(inst, "a matrix unit's operand may begin before its memory");
                 }
                 let view = self.view(inst.operands[0])?;
-                return match *masked || !Self::is_window(map, inside) || self.goes_back(&view, map) {
+                let packed = view.dtype.bits() < 8;
+                return match packed || *masked || !Self::is_window(map, inside) || self.goes_back(&view, map)
+                {
                     true => self.load_elements(inst, map, inside, *pad),
                     false => self.load(inst, map, inside, *pad),
                 };
             }
             Op::Store { map, inside, masked } => {
                 let view = self.view(inst.operands[0])?;
-                let back = self.goes_back(&view, map);
+                let back = self.goes_back(&view, map) || view.dtype.bits() < 8;
                 return match *masked || !Self::is_window(map, inside) || Self::repeats(map) || back {
                     true => self.store_elements(inst, map, inside),
                     false => self.store(inst, map, inside),
@@ -1371,7 +1373,7 @@ impl Emit<'_> {
         t
     }
 
-    fn put_home(&mut self, value: &str, home: &str, tensor: &str, ty: &str) {
+    pub(crate) fn put_home(&mut self, value: &str, home: &str, tensor: &str, ty: &str) {
         self.line(format!(
             "bufferization.materialize_in_destination {value} in writable {home} : ({tensor}, {ty}) -> ()"
         ));

@@ -24,12 +24,10 @@ pub(crate) fn has_type(d: DType, chip: &Chip) -> bool {
 
 /// Why elements of a type can't be held in tiles; `None` if they can.
 fn refused_type(d: DType, chip: &Chip) -> Option<String> {
-    use DType::*;
     match d {
-        Bool | I8 | I16 | I32 | I64 | U8 | U16 | U32 | U64 | F16 | BF16 | F32 => None,
-        // As codes where the chip knows nothing of them.
-        F8E4M3FN | F8E5M2 | F8E4M3FNUZ | F8E5M2FNUZ | F8E8M0 => None,
-        _ => Some(format!("{} has no elements of type {d}", chip.title)),
+        // Narrow types are held as codes where the chip knows nothing of them.
+        DType::F64 => Some(format!("{} has no elements of type {d}", chip.title)),
+        _ => None,
     }
 }
 
@@ -54,8 +52,9 @@ pub(crate) fn supports(op: &Op, operands: &[Ty], results: &[Ty], chip: &Chip) ->
         return no(why);
     }
     let d = operands.first().map_or(DType::Bool, Ty::dtype);
-    let narrow = d.is_float() && d.bits() <= 8;
+    let narrow = d.is_float() && d.bits() <= 8 || d.bits() < 8;
     match op {
+        Op::Binary(Binary::And | Binary::Or | Binary::Xor) if d.is_int() => Support::Native,
         Op::Unary(_) | Op::Binary(_) | Op::Compare(_) | Op::Fma {} | Op::Reduce { .. } | Op::Scan { .. }
             if narrow =>
         {
@@ -126,8 +125,13 @@ fn binary(b: Binary, d: DType, chip: &Chip) -> Support {
 
 fn cast(from: DType, to: DType, mode: CastMode, chip: &Chip) -> Support {
     use DType::*;
-    if mode.rounding != Rounding::NearestEven {
-        return EXPAND;
+    // Floats of 6 bits have no integer of their width to be rewritten into: what the rewrites need is taken as it is.
+    let six = |d: DType| d.bits() == 6;
+    match mode.rounding {
+        Rounding::TowardZero if from == F32 && six(to) => return Support::Native,
+        Rounding::NearestEven if six(from) && to == F32 => return Support::Native,
+        Rounding::NearestEven => {}
+        _ => return EXPAND,
     }
     let saturates = mode.overflow == Overflow::Saturate;
     let native = match (from.is_float(), to.is_float()) {

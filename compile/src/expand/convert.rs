@@ -301,6 +301,11 @@ impl Emit<'_> {
         let f = d.float_format()?;
         let code = self.bits(x, bits_type(d)?);
         let code = self.cast(code, DType::U32);
+        self.value_of(code, d, &f)
+    }
+
+    /// The f32 that a narrow float's code stands for.
+    fn value_of(&mut self, code: Val, d: DType, f: &FloatFormat) -> Option<Val> {
         let (i, r) = (DType::U32, DType::F32);
         if d == DType::BF16 {
             let b = self.shl(code, 16);
@@ -351,28 +356,53 @@ impl Emit<'_> {
 
     /// HiF8: after the sign a prefix code says how many exponent bits follow; the rest is mantissa.
     fn decode_hif8(&mut self, code: Val) -> Val {
-        // The 128 magnitudes as constants: few enough to choose from by bits of the code.
-        let magnitudes: Vec<f64> = (0..128).map(|c| DType::HiF8.decode(c).to_f64()).collect();
-        let low = self.and_i(code, 127);
-        let mut level: Vec<Val> = magnitudes.iter().map(|&m| self.k(DType::F32, m)).collect();
-        for bit in 0..7 {
-            let b = self.and_i(low, 1 << bit);
-            let set = self.cmp_i(Compare::Ne, b, 0);
-            level = level.chunks(2).map(|pair| self.sel(set, pair[1], pair[0])).collect();
+        let i = DType::I32;
+        let code = self.bits(code, i);
+        let size = self.and_i(code, 127);
+        // Below the prefix codes: powers of two.
+        let power = self.add_i(size, 127 - 23);
+        let mut r = self.shl(power, 23);
+        // From which code on: the exponent's least size, how many of its digits follow, where its sign and the mantissa lie.
+        for (limit, least, digits, sign, places) in
+            [(8, 0, 0, 0, 3), (16, 1, 0, 8, 3), (32, 2, 1, 16, 3), (64, 4, 2, 16, 2), (96, 8, 3, 16, 1)]
+        {
+            let more = self.shr(size, places);
+            let more = self.and_i(more, (1 << digits) - 1);
+            let exponent = self.add_i(more, least);
+            let minus = self.un(Unary::Neg, exponent);
+            let below = self.and_i(size, sign);
+            let below = self.cmp_i(Compare::Ne, below, 0);
+            let exponent = self.sel(below, minus, exponent);
+            let exponent = self.add_i(exponent, 127);
+            let exponent = self.shl(exponent, 23);
+            let mantissa = self.and_i(size, (1 << places) - 1);
+            let mantissa = self.shl(mantissa, 23 - places);
+            let value = self.or(exponent, mantissa);
+            let here = self.cmp_i(Compare::Ge, size, limit);
+            r = self.sel(here, value, r);
         }
-        let value = level[0];
-        let negative = self.un(Unary::Neg, value);
-        let sign = self.cmp_i(Compare::Ge, code, 128);
-        let r = self.sel(sign, negative, value);
-        let is_nan = self.cmp_i(Compare::Eq, code, 128);
-        let nan = self.k(DType::F32, f64::NAN);
-        self.sel(is_nan, nan, r)
+        let f = DType::HiF8.float_format().map_or(0, |f| f.max_code);
+        for (at, bits) in [(0, 0), (i128::from(f) + 1, 0x7f80_0000)] {
+            let (is, bits) = (self.cmp_i(Compare::Eq, size, at), self.i(i, bits));
+            r = self.sel(is, bits, r);
+        }
+        let sign = self.and_i(code, 128);
+        let sign = self.shl(sign, 24);
+        let r = self.or(r, sign);
+        let (is_nan, nan) = (self.cmp_i(Compare::Eq, code, 128), self.i(i, 0x7fc0_0000));
+        let r = self.sel(is_nan, nan, r);
+        self.bits(r, DType::F32)
     }
 
     /// f32 or f64 to a narrow float, rounded once.
     fn encode(&mut self, x: Val, to: DType, mode: CastMode) -> Option<Val> {
         let (f, target) = (format(self.dtype(x))?, to.float_format()?);
-        let store = bits_type(to)?;
+        let store = bits_type(to);
+        // Without an integer of its width a type must be converted to by leaving digits out: then the value is rounded before.
+        let cut = Op::Cast { to, mode: CastMode { rounding: Rounding::TowardZero, ..CastMode::default() } };
+        if store.is_none() && !self.takes(&cut, &[f.d]) {
+            return None;
+        }
         let i = f.int;
         let bits = self.bits(x, i);
         let sign_bit = self.i(i, if f.single() { i32::MIN.into() } else { i64::MIN.into() });
@@ -440,6 +470,11 @@ impl Emit<'_> {
         }
         let n = self.i(i, target.nan_code.unwrap_or(1 << (to.bits() - 1)).into());
         code = self.sel(nan, n, code);
+        let Some(store) = store else {
+            let code = self.cast(code, DType::U32);
+            let value = self.value_of(code, to, &target)?;
+            return Some(self.op(cut, &[value]));
+        };
         let code = self.cast(code, store);
         Some(self.bits(code, to))
     }

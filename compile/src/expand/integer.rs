@@ -305,6 +305,7 @@ impl Emit<'_> {
         let w = match d {
             DType::Bool => DType::I32,
             d if d.is_float() && d.bits() < 32 => DType::F32,
+            d if d.bits() < 8 => wider(d)?,
             _ => return None,
         };
         let wide = self.cast(x, w);
