@@ -7,7 +7,7 @@ use tongtu_tensor::scalar::{Binary, Compare};
 use tongtu_tensor::{CastMode, DType, Num, Overflow};
 use tongtu_tile::{Block, Inst, Kernel, Op, ParamKind, Ty, Val};
 
-use crate::legal::has_type;
+use crate::legal::{has_type, is_950};
 
 /// Whether elements of a type are held as codes in a byte each, from the low bits up: narrow floats that the chip lacks, and whatever is
 /// less than a byte.
@@ -33,7 +33,8 @@ pub(crate) fn as_codes(kernel: &Kernel, chip: &Chip) -> (Kernel, HashSet<Val>) {
         }
     }
     let body = std::mem::take(&mut k.body);
-    let mut held = Held { was: &kernel.types, types: &mut k.types, chip, out: Vec::new() };
+    let loose = HashSet::new();
+    let mut held = Held { was: &kernel.types, types: &mut k.types, chip, loose, out: Vec::new() };
     let body = held.block(body);
     let mut bytes = Bytes { types: &mut k.types, of: HashMap::new(), twins: HashSet::new() };
     k.body = bytes.block(body);
@@ -59,6 +60,8 @@ struct Held<'a> {
     was: &'a [Ty],
     types: &'a mut Vec<Ty>,
     chip: &'a Chip,
+    /// What is made of elements that were read one by one.
+    loose: HashSet<Val>,
     out: Vec<Inst>,
 }
 
@@ -66,6 +69,12 @@ impl Held<'_> {
     fn block(&mut self, b: Block) -> Block {
         let outer = std::mem::take(&mut self.out);
         for mut inst in b.insts {
+            let first = inst.operands.first().map(|&v| self.was(v));
+            let read = matches!(inst.op, Op::Load { .. }) && first.is_some_and(|d| d.bits() < 8);
+            if read || inst.operands.iter().any(|v| self.loose.contains(v)) {
+                self.loose.extend(&inst.results);
+                inst.blocks.iter().for_each(|b| self.loose.extend(&b.params));
+            }
             inst.blocks = std::mem::take(&mut inst.blocks).into_iter().map(|b| self.block(b)).collect();
             self.inst(inst);
         }
@@ -104,6 +113,15 @@ impl Held<'_> {
             }
             Op::Alloc { dtype, .. } | Op::Bitcast { to: dtype } => plain(dtype, chip),
             _ => {}
+        }
+        let loose = |v: &Val| self.loose.contains(v);
+        if matches!(inst.op, Op::Mma {}) && is_950(chip) && inst.operands[1..].iter().any(loose) {
+            // The vendor's compiler fails on a matrix unit's operands that scalars have written.
+            let mut m = Make::new(self, &inst, inst.results[0]);
+            m.product(&inst);
+            let made = m.end();
+            self.out.extend(made);
+            return;
         }
         if let (Op::Load { pad, .. } | Op::Gather { pad, .. }, Some(d)) = (&mut inst.op, first) {
             coded(d, pad);
@@ -163,6 +181,10 @@ impl Held<'_> {
         if let Ty::Tile { dtype, .. } = &mut ty {
             *dtype = d;
         }
+        self.value(ty)
+    }
+
+    fn value(&mut self, ty: Ty) -> Val {
         self.types.push(ty);
         Val(self.types.len() as u32 - 1)
     }
@@ -236,6 +258,29 @@ impl<'h, 'a> Make<'h, 'a> {
     fn below(&mut self, x: Val, k: i64) -> Val {
         let k = self.k(DType::I32, Num::Int(k.into()));
         self.op(Op::Compare(Compare::Lt), &[x, k], DType::Bool)
+    }
+
+    /// A product of matrices of one type, one column times one row after another.
+    fn product(&mut self, inst: &Inst) {
+        let &[mut acc, a, b] = &inst.operands[..] else { return };
+        let shape_of =
+            |m: &Self, v: Val| m.held.types[v.index()].as_tile().map(|t| t.1.to_vec()).unwrap_or_default();
+        let (d, shape, left) = (self.held.types[acc.index()].dtype(), shape_of(self, acc), shape_of(self, a));
+        let &[m, n] = &shape[..] else { return };
+        let depth = left.last().copied().unwrap_or(1);
+        for k in 0..depth {
+            let part = |s: &mut Self, v: Val, offset: [usize; 2], size: [usize; 2]| {
+                let r = s.held.value(Ty::tile(d, &size));
+                s.push(Op::Extract { offset: offset.to_vec(), shape: size.to_vec() }, &[v], r);
+                s.op(Op::Broadcast { shape: shape.clone() }, &[r], d)
+            };
+            let (column, row) = (part(self, a, [0, k], [m, 1]), part(self, b, [k, 0], [1, n]));
+            let product = self.op(Op::Binary(Binary::Mul), &[column, row], d);
+            let last = k + 1 == depth;
+            let sum = if last { inst.results[0] } else { self.held.like(self.shape, d) };
+            self.push(Op::Binary(Binary::Add), &[acc, product], sum);
+            acc = sum;
+        }
     }
 
     /// A finite float of 6 bits as f32.

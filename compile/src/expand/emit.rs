@@ -140,7 +140,11 @@ impl<'a> Emit<'a> {
     fn mma_scaled(&mut self, acc: Val, [a, s]: [Val; 2], [b, u]: [Val; 2]) -> Option<Val> {
         let t = self.ty(acc).dtype();
         let (x, y) = (self.scaled(a, s, 1, t)?, self.scaled(b, u, 0, t)?);
-        Some(self.op(Op::Mma {}, &[acc, x, y]))
+        // Not every matrix unit takes what was computed just now.
+        match self.has_wide() {
+            true => Some(self.op(Op::Mma {}, &[acc, x, y])),
+            false => self.mma_in_parts(acc, x, y),
+        }
     }
 
     fn scaled(&mut self, x: Val, scale: Val, dim: usize, t: DType) -> Option<Val> {
