@@ -25,6 +25,9 @@ impl Emit<'_> {
             return Some(self.op(Op::Cast { to, mode }, &[wide]));
         }
         if to.is_bool() {
+            // Not every narrow float has a zero.
+            let x = if from.is_float() && from.bits() <= 8 { self.cast(x, DType::F32) } else { x };
+            let from = self.dtype(x);
             let zero = if from.is_float() { self.k(from, 0.0) } else { self.i(from, 0) };
             return Some(self.cmp(Compare::Ne, x, zero));
         }
