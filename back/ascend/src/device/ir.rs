@@ -290,7 +290,7 @@ impl Expr {
 /// # Errors
 /// The line that is not understood.
 pub fn parse(text: &str) -> Result<Program, String> {
-    let mut p = Parser { s: text.as_bytes(), text, at: 0, names: HashMap::new(), slots: 0 };
+    let mut p = Parser { s: text.as_bytes(), text, at: 0, names: HashMap::new(), slots: 0, counted: (0, 1) };
     let mut program = Program::default();
     loop {
         p.space();
@@ -426,6 +426,8 @@ struct Parser<'a> {
     at: usize,
     names: HashMap<&'a str, Slot>,
     slots: u32,
+    /// A place, and the line that it is in.
+    counted: (usize, usize),
 }
 
 impl<'a> Parser<'a> {
@@ -523,7 +525,8 @@ impl<'a> Parser<'a> {
             self.want("=")?;
         }
         self.want("\"")?;
-        let line = self.text[..self.at].matches('\n').count() + 1;
+        let line = self.counted.1 + self.text[self.counted.0..self.at].matches('\n').count();
+        self.counted = (self.at, line);
         let from = self.at;
         while self.s.get(self.at).is_some_and(|&c| c != b'"') {
             self.at += 1;
