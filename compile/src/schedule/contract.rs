@@ -645,11 +645,7 @@ impl<'p, 'a> Body<'p, 'a> {
         let p = self.p;
         let down = e.b.sub(row, self.rows.0)?;
         let view = if p.by_rows { self.a_view } else { self.left_tile(e, row, size)? };
-        // The panel after this one, in this block of the summed dim or the next.
-        let after = e.b.add_int(panel, 1)?;
-        let more = e.b.compare(Compare::Lt, after, self.columns.1)?;
-        let next_k = e.b.add(steps.first, steps.count)?;
-        let next = (e.b.select(more, after, self.columns.0)?, e.b.select(more, steps.first, next_k)?);
+        let next = self.share(e, steps, (row, size), panel)?;
         e.for_loop(self.zero, steps.count, 1, init, |e, i, sums| {
             let k = e.b.add(steps.first, i)?;
             let (map, index) = match p.by_rows {
@@ -659,8 +655,10 @@ impl<'p, 'a> Body<'p, 'a> {
             let mut out = Vec::new();
             for (j, &sum) in sums.iter().enumerate() {
                 let panel = e.b.add_int(panel, j as i64)?;
-                if size > 1 && p.tiles.several() {
-                    self.prefetch(e, steps, next, i)?;
+                if let Some((packed, begin, each)) = next {
+                    let far = e.b.mul(i, each)?;
+                    let at = e.b.add(begin, far)?;
+                    e.b.prefetch(packed, &[at])?;
                 }
                 let right = self.right(e, steps, panel, k)?;
                 let right = e.b.cast(right, p.ct, CAST)?;
@@ -677,28 +675,40 @@ impl<'p, 'a> Body<'p, 'a> {
         self.lead().chain([Coord::at(panel)]).chain(summed).collect()
     }
 
-    /// Says that a row of the next panel will be read soon.
-    fn prefetch(
+    /// What a register tile of rows brings nearer of the panel after this one, in this block of the summed dim or the next: the packed
+    /// operand as one dim, where the tile's share begins, and its elements for each step. Every tile brings as much, so that memory
+    /// is read all the time, and not only while the first is multiplied.
+    fn share(
         &self,
         e: &mut Emitter<'_>,
         steps: &Steps<'_>,
-        (panel, first): (Val, Val),
-        i: Val,
-    ) -> Result<(), Error> {
-        let Some((_, (view, _), _)) = &self.panels else { return Ok(()) };
-        let k = e.b.add(first, i)?;
-        let mut index = Vec::new();
-        for c in self.panel_row(steps, panel, k) {
-            let Coord::Affine { base, .. } = c else { return Ok(()) };
-            index.push(base);
+        (row, size): (Val, usize),
+        panel: Val,
+    ) -> Result<Option<(Val, Val, Val)>, Error> {
+        let (Some((buffer, (_, strides), dims)), true) = (&self.panels, size > 1 && self.p.tiles.several())
+        else {
+            return Ok(None);
+        };
+        let after = e.b.add_int(panel, 1)?;
+        let more = e.b.compare(Compare::Lt, after, self.columns.1)?;
+        let next_k = e.b.add(steps.first, steps.count)?;
+        let (panel, first) =
+            (e.b.select(more, after, self.columns.0)?, e.b.select(more, steps.first, next_k)?);
+        let (down, rows) = (e.b.sub(row, self.rows.0)?, e.b.sub(self.rows.1, self.rows.0)?);
+        let line = e.b.mul_int(steps.count, self.p.width as i64)?;
+        let done = e.b.mul(down, line)?;
+        let mut begin = e.b.div(done, rows)?;
+        for (c, stride) in self.panel_row(steps, panel, first).into_iter().zip(strides) {
+            let Coord::Affine { base, .. } = c else { return Ok(None) };
+            let far = e.b.mul(base, *stride)?;
+            begin = e.b.add(begin, far)?;
         }
-        let bytes = byte_size(self.p.r.graph.dtype(self.p.b.value));
-        for column in (0..self.p.width).step_by((CACHE_LINE / bytes).max(1)) {
-            let column = e.b.int(column as i64);
-            let whole: Vec<Val> = index.iter().copied().chain([column]).collect();
-            e.b.prefetch(*view, &whole)?;
-        }
-        Ok(())
+        let each = e.b.int((self.p.width * size) as i64);
+        let each = e.b.add(each, rows)?;
+        let each = e.b.add_int(each, -1)?;
+        let each = e.b.div(each, rows)?;
+        let (packed, _) = e.view(*buffer, &[product(dims)])?;
+        Ok(Some((packed, begin, each)))
     }
 
     /// A row of the right operand: the columns of a panel at one step.
