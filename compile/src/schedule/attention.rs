@@ -13,7 +13,7 @@ use tongtu_tile::{Access, TileMap, Val};
 use super::contract::{Panels, Side, copy_rows, flush};
 use super::epilogue::{epilogue, epilogue_view, heavy_epilogue, result_coords};
 use super::reduce::{accumulate, bind, coords, initial, levels};
-use super::tiles::{Tiles, register_tile};
+use super::tiles::{Tiles, tallest};
 use super::{Request, Scheduled, blocks, delinear, multiple, product};
 use crate::emit::{CAST, Coord, Emitter, KernelArg, zero_of};
 use crate::error::Error;
@@ -56,7 +56,8 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
     let columns = g.dims(v.value)[value_dim].clone();
     let ct = DType::F32;
     let lanes = r.machine.lanes(ct);
-    let (mr, vectors) = register_tile(r);
+    let vectors = 2;
+    let mr = tallest(r, vectors);
     let nr = lanes * vectors;
     let tiles = Tiles::new(&m, mr, TILES, 1);
     // Several rows at a time hide what one waits for.

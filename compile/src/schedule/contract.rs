@@ -24,14 +24,14 @@ const KC: i64 = 256;
 const FEW: i64 = 8192;
 /// Most bytes of a row of a matrix unit's operand in a block.
 const UNIT_BYTES: i64 = 2048;
-/// Most register tiles of rows in a block.
-const MC_TILES: i64 = 12;
+/// Most rows of the left operand in a block.
+const MC: i64 = 192;
 /// Bytes that a prefetch brings.
 pub const CACHE_LINE: usize = 64;
-/// Panels that one row is multiplied by at once.
-const WIDE: usize = 4;
-/// Most panels of the right operand in a block.
-const NC_PANELS: i64 = 16;
+/// Vectors of the right operand that one row is multiplied by at once.
+const WIDE: usize = 8;
+/// Most columns of the right operand in a block.
+const NC: i64 = 512;
 
 /// One operand's dims by role.
 pub struct Side {
@@ -145,6 +145,8 @@ struct Plan<'a> {
     /// Steps side by side in the right operand.
     side: usize,
     tiles: Tiles,
+    /// Most rows of a register tile.
+    height: usize,
     /// Columns of a register tile, and how many tiles lie side by side.
     width: usize,
     panels: Dim,
@@ -180,29 +182,30 @@ impl<'a> Plan<'a> {
         let steps = a.over.get(inner).map_or(Dim::from(1), |&d| g.dims(a.value)[d].clone());
         let by_rows = a.free_last() != Some(last);
 
-        let (mut height, mut vectors) = register_tile(r);
-        if columns.as_const().is_some_and(|c| c <= lanes as i64) {
-            vectors = 1;
-            height = if r.machine.registers >= 32 { 24 } else { 10 };
-        }
+        let (mut height, vectors) = register_tile(r, ct, columns.as_const(), |most| match rows.as_const() {
+            Some(m) if m > 0 => m as f64 / (m as u64).div_ceil(most as u64) as f64,
+            _ => most as f64,
+        });
         let (a_type, b_type) = (g.dtype(a.value), g.dtype(b.value));
         let bytes = byte_size(b_type);
         // Two by two squares of a matrix unit, operands as they are.
+        let wide = columns.as_const().is_none_or(|c| c > lanes as i64);
         let unit = r
             .machine
             .unit(a_type, b_type, *acc)
-            .filter(|_| by_rows && outer.is_empty() && !over.is_empty() && vectors == 2 && b.is_constant(r));
+            .filter(|_| by_rows && outer.is_empty() && !over.is_empty() && wide && b.is_constant(r));
         let mut width = lanes * vectors;
         if let Some(u) = &unit {
             (height, width) = (2 * u.shape[0], 2 * u.shape[1]);
         }
         // Few panels are a block, and rows are cut for the cores instead.
         let panels = columns.ceildiv(&Dim::from(width as i64));
-        let least = if panels.as_const().is_some_and(|p| p > NC_PANELS) { 1 } else { 2 };
+        let most_panels = (NC / width as i64).max(1);
+        let least = if panels.as_const().is_some_and(|p| p > most_panels) { 1 } else { 2 };
         // A matrix unit's squares have one size in a kernel.
         let tiles = match &unit {
-            Some(_) => Tiles::padded(&rows, height, MC_TILES / 2, least),
-            None => Tiles::new(&rows, height, MC_TILES, least),
+            Some(_) => Tiles::padded(&rows, height, MC / height as i64, least),
+            None => Tiles::new(&rows, height, MC / height as i64, least),
         };
         // Few rows read the right operand once: in long runs.
         let most = match rows.as_const() {
@@ -212,7 +215,7 @@ impl<'a> Plan<'a> {
         };
         let one = Dim::from(1);
         let tall = rows.ceildiv(&Dim::from(height as i64)).max(&one).min(&Dim::from(2));
-        let blocks = panels.ceildiv(&Dim::from(NC_PANELS)).max(&(Dim::from(3) - tall));
+        let blocks = panels.ceildiv(&Dim::from(most_panels)).max(&(Dim::from(3) - tall));
         let panel_block = panels.ceildiv(&blocks).max(&one);
         let single = outer.is_empty() && steps.as_const().is_some_and(|c| c <= most);
         Ok(Plan {
@@ -233,6 +236,7 @@ impl<'a> Plan<'a> {
             side: unit.map_or(1, |_| 4 / bytes),
             unit,
             tiles,
+            height,
             width,
             panels,
             panel_block,
@@ -253,9 +257,14 @@ impl<'a> Plan<'a> {
         self.outer.iter().map(|&i| self.b.over[i]).chain(inner).collect()
     }
 
+    /// Panels that one row is multiplied by at once.
+    fn side_by_side(&self) -> usize {
+        (WIDE * self.lanes / self.width).max(1)
+    }
+
     /// Most rows of a block.
     fn block_rows(&self) -> usize {
-        self.tiles.block_rows(MC_TILES)
+        self.tiles.block_rows(MC / self.height as i64)
     }
 }
 
@@ -352,7 +361,7 @@ impl<'p, 'a> Body<'p, 'a> {
         };
         let sums = match p.single {
             true => None,
-            false => Some(epilogue_view(e, p.ct, rows * NC_PANELS as usize, p.width)?),
+            false => Some(epilogue_view(e, p.ct, rows * (NC as usize / p.width).max(1), p.width)?),
         };
         let pid = e.b.program_id(0)?;
         let span = p.tiles.block(e, pid)?;
@@ -370,7 +379,9 @@ impl<'p, 'a> Body<'p, 'a> {
         let finish = if by_line { Some(epilogue_view(e, p.ct, p.tiles.sizes[0], p.width)?) } else { None };
         // A single row streams several panels at once.
         let wide = match (&panels, &p.unit) {
-            (Some(_), None) if p.tiles.sizes.contains(&1) => Some(epilogue_view(e, p.ct, WIDE, p.width)?),
+            (Some(_), None) if p.tiles.sizes.contains(&1) => {
+                Some(epilogue_view(e, p.ct, p.side_by_side(), p.width)?)
+            }
             _ => None,
         };
         let results = result_dims(g, p.node)
@@ -450,10 +461,11 @@ impl<'p, 'a> Body<'p, 'a> {
         }
         e.for_loop(alone, hi, 1, &[], |e, row, _| {
             let span = e.b.sub(end, first)?;
-            let wide = e.b.int(WIDE as i64);
+            let count = self.p.side_by_side();
+            let wide = e.b.int(count as i64);
             let rest = e.b.binary(Binary::Rem, span, wide)?;
             let whole = e.b.sub(end, rest)?;
-            for (lo, hi, count) in [(first, whole, WIDE), (whole, end, 1)] {
+            for (lo, hi, count) in [(first, whole, count), (whole, end, 1)] {
                 e.for_loop(lo, hi, count as i64, &[], |e, panel, _| {
                     self.tile(e, steps, (row, 1), (panel, count))?;
                     Ok(vec![])

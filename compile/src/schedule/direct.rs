@@ -314,11 +314,13 @@ impl Cuts {
         let (groups, ocg) = (spec.groups, oc / spec.groups);
         let windows: Vec<Window> =
             (0..rank).map(|s| Window::new(c.taps[s], spec.strides[s], spec.dilation[s])).collect();
-        let (mut mr, mut vectors) = register_tile(r);
-        if (ocg as usize).next_multiple_of(lanes) < (ocg as usize).next_multiple_of(lanes * vectors) {
-            vectors = 1;
-            mr = if r.machine.registers >= 32 { 24 } else { 10 };
-        }
+        let width = c.output_dim(r, ConvRole::S(last)).clone();
+        let (mr, vectors) = register_tile(r, ct, Some(ocg), |most| match width.as_const() {
+            // Several short rows are one tile.
+            Some(w) if w > 0 && w <= most as i64 => (most as i64 / w * w) as f64,
+            Some(w) if w > 0 => w as f64 / (w as u64).div_ceil(most as u64) as f64,
+            _ => most as f64,
+        });
         // In a grouped convolution the group's output channels start a panel.
         let nr = lanes * vectors;
         let nr = if groups == 1 || ocg % nr as i64 == 0 { nr } else { divisor(ocg, nr) };
@@ -328,7 +330,6 @@ impl Cuts {
         let bytes = ct.bits() as i64 / 8;
         let apart = windows[last].step * ic * bytes % APART == 0;
         let pitch = if apart && !planar { ic + PUSH / bytes } else { ic };
-        let width = c.output_dim(r, ConvRole::S(last)).clone();
         let height = if rank >= 2 { c.output_dim(r, ConvRole::S(last - 1)).clone() } else { Dim::from(1) };
         let mut cuts = Cuts {
             summed: Summed::new(c, planar, spec.dilation[last] == 1 && pitch == ic, ic),
