@@ -1,14 +1,14 @@
 //! Reshapes of batch dims around contractions, so that nothing stands between two contractions of an attention.
 //!
 //! Windows of a picture, or heads of a batch, are often one dim for the contractions and several for a mask between them. What
-//! splits a batch dim comes before the first contraction, what joins batch dims after the second one.
+//! splits a batch dim comes before the first contraction and what is between, what joins batch dims after the second one.
 
 use tongtu_graph::op::AttrValue;
 use tongtu_graph::{Builder, Graph, GraphError, Module, Node, Op, ValueId};
 use tongtu_tensor::DType;
 use tongtu_tensor::dim::Dim;
 
-use super::movement::{groups, wide_dims};
+use super::movement::{groups, regrouped, wide_dims};
 use super::rewrite::{Rewriter, Rewritten};
 
 /// Splits of batch dims before contractions, joins of batch dims after them.
@@ -52,20 +52,46 @@ fn with_parts(dims: &[Dim], mut batch: impl FnMut(usize) -> Option<Vec<Dim>>) ->
     dims.iter().enumerate().map(|(i, d)| batch(i).unwrap_or_else(|| vec![d.clone()])).collect()
 }
 
-/// `reshape(contract(x, y))` that splits batch dims to `contract(reshape(x), reshape(y))`.
+/// `reshape(f(contract(x, y)))` that splits batch dims to `f(contract(reshape(x), reshape(y)))`, where `f` is elementwise or nothing.
 fn split(rw: &mut Rewriter<'_>, dims: &[Dim], v: ValueId) -> Rewritten {
-    let Some(node) = rw.node(v).filter(|_| rw.single_use(v)) else { return Ok(None) };
-    let (Op::Contract { batch, over, acc }, &[x, y]) = (&node.op, &node.inputs[..]) else { return Ok(None) };
-    let (batch, over, acc) = (batch.clone(), over.clone(), *acc);
-    let Some(result) = parts(dims, rw.graph.dims(v), |i| i < batch.len()) else { return Ok(None) };
+    if splits(rw, dims, v) { Ok(Some(vec![with_split(rw, dims, v)?])) } else { Ok(None) }
+}
+
+/// Whether a value is a contraction, or elementwise operations after one, that may have these dims, which split its batch dims.
+fn splits(rw: &Rewriter<'_>, dims: &[Dim], v: ValueId) -> bool {
+    let Some(node) = rw.node(v).filter(|_| rw.single_use(v)) else { return false };
+    match &node.op {
+        Op::Contract { batch, .. } => parts(dims, rw.graph.dims(v), |i| i < batch.len()).is_some(),
+        op if op.is_elementwise() && node.outputs.len() == 1 => {
+            let mut operands = node.inputs.iter().filter(|&&x| regrouped(rw, x, dims).is_none());
+            operands.next().is_some_and(|&x| splits(rw, dims, x)) && operands.next().is_none()
+        }
+        _ => false,
+    }
+}
+
+/// A value for which [`splits`] holds, with these dims.
+fn with_split(rw: &mut Rewriter<'_>, dims: &[Dim], v: ValueId) -> Result<ValueId, GraphError> {
+    let Some(node) = rw.node(v) else { return rw.reshape(v, dims) };
+    let (op, inputs) = (node.op.clone(), node.inputs.clone());
+    let (Op::Contract { batch, over, acc }, &[x, y]) = (&op, &inputs[..]) else {
+        let split = |rw: &mut Rewriter<'_>, &x: &ValueId| match regrouped(rw, x, dims) {
+            Some(_) => rw.reshape(x, dims),
+            None => with_split(rw, dims, x),
+        };
+        let inputs = inputs.iter().map(|x| split(rw, x)).collect::<Result<Vec<_>, _>>()?;
+        return rw.one(op, &inputs);
+    };
+    let Some(result) = parts(dims, rw.graph.dims(v), |i| i < batch.len()) else { return rw.reshape(v, dims) };
     let of = |dims: &[Dim], at: &dyn Fn(usize) -> Option<usize>| {
         with_parts(dims, |i| at(i).map(|b| result[b].clone()))
     };
     let left = of(rw.graph.dims(x), &|i| batch.iter().position(|p| p.0 == i));
     let right = of(rw.graph.dims(y), &|i| batch.iter().position(|p| p.1 == i));
     let (x, y) = (rw.reshape(x, &left.concat())?, rw.reshape(y, &right.concat())?);
-    let op = Op::Contract { batch: pairs(&batch, [&left, &right]), over: pairs(&over, [&left, &right]), acc };
-    Ok(Some(rw.emit(op, &[x, y])?))
+    let op =
+        Op::Contract { batch: pairs(batch, [&left, &right]), over: pairs(over, [&left, &right]), acc: *acc };
+    rw.one(op, &[x, y])
 }
 
 /// `contract(reshape(z), y)` whose reshape joins batch dims to `reshape(contract(z, reshape(y)))`.

@@ -115,13 +115,16 @@ fn a_residual_network_of_few_channels_permutes_nothing() {
 #[test]
 fn attention_of_windows_with_a_mask_is_one_kernel() {
     use crate::fuse::{Item, Kind, fuse};
-    let m = module(&[&[0, 4, 3, 5], &[0, 4, 3, 5], &[0, 4, 3, 2], &[4, 3, 3]], |b, x| {
+    let m = module(&[&[0, 4, 3, 5], &[0, 4, 3, 5], &[0, 4, 3, 2], &[4, 3, 3], &[3, 3]], |b, x| {
         let joined = |b: &mut Builder<'_>, v: ValueId| {
             let d = b.dims(v);
             b.reshape(v, &[&d[0] * &d[1], d[2].clone(), d[3].clone()]).unwrap()
         };
         let (q, k, v) = (joined(b, x[0]), joined(b, x[1]), joined(b, x[2]));
         let s = b.contract(q, k, &[(0, 0)], &[(2, 2)], DType::F32).unwrap();
+        let together = b.dims(s);
+        let bias = b.broadcast(x[4], &together, &[1, 2]).unwrap();
+        let s = b.add2(s, bias).unwrap();
         let mut dims = b.dims(x[0]);
         dims[3] = Dim::from(3);
         let s = b.reshape(s, &dims).unwrap();
