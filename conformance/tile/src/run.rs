@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
-use tongtu_chip::Chip;
+use tongtu_chip::{Chip, Kind};
 use tongtu_compile::{expand, split};
 use tongtu_plan::backend::{Artifact, CompileError, Compiler, Device, Event, LaunchArg, Mem, Support};
 use tongtu_tensor::{DType, Overflow, Tensor};
@@ -65,7 +65,8 @@ pub fn prepare(kernel: &Kernel, compiler: &dyn Compiler, chip: &Chip) -> Result<
         |op: &tongtu_tile::Op, tys: &[Ty]| matches!(compiler.supports(op, tys, &[], chip), Support::Native);
     expand::expand(&mut k, &native);
     let registers = split::Registers::of(chip);
-    if registers.count > 0 && split::is_large(&k, registers) {
+    // Tiles of chips with scratchpads are not held in registers.
+    if chip.kind == Kind::Cpu && registers.count > 0 && split::is_large(&k, registers) {
         k = split::split(&k, registers).map_err(|e| e.to_string())?;
     }
     verify(&k).map_err(|e| e.first().map(ToString::to_string).unwrap_or_default())?;
