@@ -28,7 +28,7 @@ const UNIT_BYTES: i64 = 2048;
 const MC: i64 = 192;
 /// Bytes that a prefetch brings.
 pub const CACHE_LINE: usize = 64;
-/// Vectors of the right operand that one row is multiplied by at once.
+/// Least vectors of the right operand that one row is multiplied by at once.
 const WIDE: usize = 8;
 /// Most columns of the right operand in a block.
 const NC: i64 = 512;
@@ -259,7 +259,7 @@ impl<'a> Plan<'a> {
 
     /// Panels that one row is multiplied by at once.
     fn side_by_side(&self) -> usize {
-        (WIDE * self.lanes / self.width).max(1)
+        (WIDE * self.lanes).div_ceil(self.width)
     }
 
     /// Most rows of a block.
