@@ -124,6 +124,23 @@ impl Emit<'_> {
         (name, ty, clip)
     }
 
+    /// The factors without what is known to lie behind the end of the view: of a clipped window whose size is known, one chip's compiler
+    /// takes no part.
+    fn held(&self, view: &ViewSlot, index: &[String], factors: &[Factor], inside: &[bool]) -> Vec<Factor> {
+        let known = |v: &String| self.known.get(v).copied();
+        let cut = |f: &Factor| {
+            let Some(d) = f.dim.filter(|&d| !inside[d]) else { return *f };
+            match (known(&view.dims[d]), known(&index[d])) {
+                (Some(end), Some(at)) if (0..end).contains(&at) && f.step > 0 => {
+                    let reach = (end - at).unsigned_abs().div_ceil(f.step.unsigned_abs()) as usize;
+                    Factor { size: f.size.min(reach), ..*f }
+                }
+                _ => *f,
+            }
+        };
+        factors.iter().map(cut).collect()
+    }
+
     fn clip(&mut self, view: &ViewSlot, index: &[String], factors: &[Factor], inside: &[bool]) -> Clip {
         let mut clip = Clip {
             first: vec!["0".to_string(); factors.len().max(1)],
@@ -215,6 +232,25 @@ impl Emit<'_> {
         (sub, to)
     }
 
+    /// The part of a window that a clip leaves, and its type.
+    fn clipped(
+        &mut self,
+        name: &str,
+        ty: &str,
+        factors: &[Factor],
+        dtype: &str,
+        clip: &Clip,
+    ) -> (String, String) {
+        let shape: Vec<usize> = factors.iter().map(|f| f.size).collect();
+        let shape = if shape.is_empty() { vec![1] } else { shape };
+        let whole = clip.first.iter().all(|f| f == "0")
+            && clip.count.iter().zip(&shape).all(|(count, n)| *count == n.to_string());
+        match whole {
+            true => (name.to_string(), ty.to_string()),
+            false => self.subview(name, &shape, &layout_of(ty), true, dtype, clip),
+        }
+    }
+
     /// A tensor with dim `order[i]` of the operand as dim `i`.
     fn transposed(&mut self, t: String, element: &str, shape: &[usize], order: &[usize]) -> String {
         if order.is_sorted() {
@@ -236,7 +272,8 @@ impl Emit<'_> {
         let index =
             inst.operands[1..=inside.len()].iter().map(|&v| self.scalar(v)).collect::<Text<Vec<_>>>()?;
         let (factors, places, all) = Self::factors(map, 2);
-        let (name, ty, clip) = self.window(&view, &index, &factors, inside);
+        let held = self.held(&view, &index, &factors, inside);
+        let (name, ty, clip) = self.window(&view, &index, &held, inside);
         let present: Vec<usize> = factors.iter().map(|f| f.size).collect();
         let shape = if present.is_empty() { vec![1] } else { present.clone() };
         let element = mlir(view.dtype);
@@ -249,8 +286,7 @@ impl Emit<'_> {
                 let p = self.fresh();
                 self.line(format!("{p} = arith.constant {} : {element}", constant(view.dtype, pad)));
                 self.line(format!("linalg.fill ins({p} : {element}) outs({local} : {local_ty})"));
-                let layout = layout_of(&ty);
-                let (from, from_ty) = self.subview(&name, &shape, &layout, true, &element, &clip);
+                let (from, from_ty) = self.clipped(&name, &ty, &held, &element, &clip);
                 let own: Vec<String> = row_major(&shape);
                 let (to, to_ty) = self.subview(&local, &shape, &own, false, &element, &clip);
                 self.line(format!("memref.copy {from}, {to} : {from_ty} to {to_ty}"));
@@ -297,7 +333,8 @@ impl Emit<'_> {
         // Products keep their two dims.
         let least = if map.0.len() == 2 && map.0.iter().all(|f| f.len() == 1) { 1 } else { 2 };
         let (factors, places, all) = Self::factors(map, least);
-        let (name, ty, clip) = self.window(&view, &index, &factors, inside);
+        let held = self.held(&view, &index, &factors, inside);
+        let (name, ty, clip) = self.window(&view, &index, &held, inside);
         let shape: Vec<usize> = factors.iter().map(|f| f.size).collect();
         let shape = if shape.is_empty() { vec![1] } else { shape };
         let element = mlir(view.dtype);
@@ -329,8 +366,7 @@ impl Emit<'_> {
                     clip.count.join(", "),
                     vec!["1"; shape.len()].join(", ")
                 ));
-                let layout = layout_of(&ty);
-                let (to, to_ty) = self.subview(&name, &shape, &layout, true, &element, &clip);
+                let (to, to_ty) = self.clipped(&name, &ty, &held, &element, &clip);
                 self.line(format!(
                     "bufferization.materialize_in_destination {part} in writable {to} : ({part_ty}, {to_ty}) -> ()"
                 ));
