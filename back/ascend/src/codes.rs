@@ -7,6 +7,7 @@ use tongtu_tensor::scalar::{Binary, Compare};
 use tongtu_tensor::{CastMode, DType, Num, Overflow};
 use tongtu_tile::{Block, Inst, Kernel, Op, ParamKind, Ty, Val};
 
+use crate::emit::Emit;
 use crate::legal::{has_type, is_950};
 
 /// Whether elements of a type are held as codes in a byte each, from the low bits up: narrow floats that the chip lacks, and whatever is
@@ -70,7 +71,13 @@ impl Held<'_> {
         let outer = std::mem::take(&mut self.out);
         for mut inst in b.insts {
             let first = inst.operands.first().map(|&v| self.was(v));
-            let read = matches!(inst.op, Op::Load { .. }) && first.is_some_and(|d| d.bits() < 8);
+            let read = match &inst.op {
+                Op::Load { map, inside, .. } if Emit::is_window(map, inside) => {
+                    is_950(self.chip) && first.is_some_and(|d| d.bits() < 8)
+                }
+                Op::Load { .. } => true,
+                _ => false,
+            };
             if read || inst.operands.iter().any(|v| self.loose.contains(v)) {
                 self.loose.extend(&inst.results);
                 inst.blocks.iter().for_each(|b| self.loose.extend(&b.params));
@@ -115,7 +122,7 @@ impl Held<'_> {
             _ => {}
         }
         let loose = |v: &Val| self.loose.contains(v);
-        if matches!(inst.op, Op::Mma {}) && is_950(chip) && inst.operands[1..].iter().any(loose) {
+        if matches!(inst.op, Op::Mma {}) && inst.operands[1..].iter().any(loose) {
             // The vendor's compiler fails on a matrix unit's operands that scalars have written.
             let mut m = Make::new(self, &inst, inst.results[0]);
             m.product(&inst);
@@ -260,7 +267,7 @@ impl<'h, 'a> Make<'h, 'a> {
         self.op(Op::Compare(Compare::Lt), &[x, k], DType::Bool)
     }
 
-    /// A product of matrices of one type, one column times one row after another.
+    /// A product of matrices in the accumulator's type, one column times one row after another.
     fn product(&mut self, inst: &Inst) {
         let &[mut acc, a, b] = &inst.operands[..] else { return };
         let shape_of =
@@ -270,8 +277,14 @@ impl<'h, 'a> Make<'h, 'a> {
         let depth = left.last().copied().unwrap_or(1);
         for k in 0..depth {
             let part = |s: &mut Self, v: Val, offset: [usize; 2], size: [usize; 2]| {
-                let r = s.held.value(Ty::tile(d, &size));
+                let own = s.held.types[v.index()].dtype();
+                let mut r = s.held.value(Ty::tile(own, &size));
                 s.push(Op::Extract { offset: offset.to_vec(), shape: size.to_vec() }, &[v], r);
+                if own != d {
+                    let wide = s.held.value(Ty::tile(d, &size));
+                    s.push(Op::Cast { to: d, mode: CastMode::default() }, &[r], wide);
+                    r = wide;
+                }
                 s.op(Op::Broadcast { shape: shape.clone() }, &[r], d)
             };
             let (column, row) = (part(self, a, [0, k], [m, 1]), part(self, b, [k, 0], [1, n]));

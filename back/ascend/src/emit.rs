@@ -550,7 +550,12 @@ impl Emit<'_> {
             Op::While {} => return self.while_loop(inst),
             Op::If {} => return self.branch(inst),
             Op::Load { map, inside, pad, masked } => {
-                // A matrix unit's operand is not clipped in front: its layout has no such place.
+                let view = self.view(inst.operands[0])?;
+                let packed = view.dtype.bits() < 8;
+                if packed || *masked || !Self::is_window(map, inside) || self.goes_back(&view, map) {
+                    return self.load_elements(inst, map, inside, *pad);
+                }
+                // A window that a matrix unit reads is not clipped in front: its layout has no such place.
                 let index = &inst.operands[1..];
                 let behind = |d: usize| match self.slots.get(&index[d]) {
                     Some(Slot::Value(name)) => self.not_negative.contains(name),
@@ -562,13 +567,7 @@ impl Emit<'_> {
                 if clipped {
                     return self.refuse(inst, "a matrix unit's operand may begin before its memory");
                 }
-                let view = self.view(inst.operands[0])?;
-                let packed = view.dtype.bits() < 8;
-                return match packed || *masked || !Self::is_window(map, inside) || self.goes_back(&view, map)
-                {
-                    true => self.load_elements(inst, map, inside, *pad),
-                    false => self.load(inst, map, inside, *pad),
-                };
+                return self.load(inst, map, inside, *pad);
             }
             Op::Store { map, inside, masked } => {
                 let view = self.view(inst.operands[0])?;
