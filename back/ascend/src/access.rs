@@ -317,6 +317,7 @@ impl Emit<'_> {
         } else if places.is_empty() && !all.is_empty() {
             let scalar = self.reshaped(&t, &element, &now, &[]);
             t = self.fill(&scalar, &element, &format!("tensor<{}>", shaped(&all, &element)));
+            self.repeat(view.dtype, &t);
             now = all;
         }
         let result_shape = self.shape(inst.results[0]);

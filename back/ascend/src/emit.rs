@@ -59,6 +59,8 @@ pub(crate) struct Emit<'a> {
     read_as: HashMap<String, String>,
     /// The truth values of comparisons of long integers as those came, by what was made of them.
     long: HashMap<String, String>,
+    /// Tiles of one integer that is known at run time only.
+    pub repeated: HashSet<String>,
     /// Tiles of bytes that are 0 or 1.
     truths: &'a HashSet<Val>,
     /// Scalars proven not negative.
@@ -102,6 +104,7 @@ pub fn emit(kernel: &Kernel, chip: &Chip) -> Result<Emitted, CompileError> {
         known: HashMap::new(),
         splats: HashMap::new(),
         read_as: HashMap::new(),
+        repeated: HashSet::new(),
         truths,
         long: HashMap::new(),
         not_negative: HashSet::new(),
@@ -648,6 +651,15 @@ impl Emit<'_> {
             Op::Binary(b) => return self.binary(*b, d, &shape, &ops[0], &ops[1], &ty),
             Op::Compare(c) => {
                 let (op, p) = compare(*c, d);
+                // One chip's compiler compares such a tile's one integer, and fails on what it makes of that.
+                let mut ops = ops.to_vec();
+                if legal::is_950(self.chip) && !shape.is_empty() {
+                    for x in &mut ops {
+                        if self.repeated.contains(x) {
+                            *x = self.dense(x, &from);
+                        }
+                    }
+                }
                 self.line(format!("{name} = arith.{op} {p}, {}, {} : {from}", ops[0], ops[1]));
                 return Ok(self.short_truths(name, d, &shape));
             }
@@ -797,6 +809,13 @@ impl Emit<'_> {
         let (empty, name) = (self.empty(ty), self.fresh());
         self.line(format!("{name} = linalg.fill ins({scalar} : {element}) outs({empty} : {ty}) -> {ty}"));
         name
+    }
+
+    /// Notes a tile of one integer.
+    pub(crate) fn repeat(&mut self, d: DType, t: &str) {
+        if d.is_int() && !d.is_bool() {
+            self.repeated.insert(t.to_string());
+        }
     }
 
     fn iota(&mut self, d: DType, shape: &[usize], dim: usize) -> String {
@@ -1100,7 +1119,9 @@ impl Emit<'_> {
         let ty = ty_text(d, shape);
         if from.iter().all(|&n| n == 1) {
             let scalar = self.reshaped(x, &element(d), &from, &[]);
-            return self.fill(&scalar, &element(d), &ty);
+            let t = self.fill(&scalar, &element(d), &ty);
+            self.repeat(d, &t);
+            return t;
         }
         // Dims of 1 that grow go, and come back with the new ones.
         let skip = shape.len() - from.len();
