@@ -409,7 +409,7 @@ impl Emit<'_> {
     /// Whether a tile is a part of another's memory that must be copied before its dims are changed: one chip's compiler fails
     /// on it.
     pub(crate) fn parts_lie_open(&self, v: Val) -> bool {
-        self.parts.contains(&v) && self.chip.arch.contains("950")
+        self.parts.contains(&v) && legal::is_950(self.chip)
     }
 
     /// A tensor copied to memory of its own.

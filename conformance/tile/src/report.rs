@@ -54,9 +54,13 @@ impl Expected {
 
     /// The list that these outcomes would need: programs where all cases go the same way, else cases.
     pub fn of(outcomes: &[Outcome]) -> String {
+        Expected::list(outcomes, &conforms(outcomes))
+    }
+
+    fn list(outcomes: &[Outcome], claims: &BTreeSet<String>) -> String {
         let mut programs: BTreeMap<&str, Vec<&Outcome>> = BTreeMap::new();
         outcomes.iter().for_each(|o| programs.entry(program(&o.case)).or_default().push(o));
-        let claims: Vec<String> = conforms(outcomes).into_iter().collect();
+        let claims: Vec<&str> = claims.iter().map(String::as_str).collect();
         let mut out = format!(
             "# What the back end claims, and what it is expected not to pass: program or case, verdict, reason.\nclaims\t{}\n",
             claims.join(" ")
@@ -79,8 +83,8 @@ impl Expected {
         out
     }
 
-    /// The list after some of the kit was run: what it says of the other programs stays. Without a list they count as failures, for they have not
-    /// been run.
+    /// The list after some of the kit was run: what it says of the other programs stays, and nothing more is claimed. Without a list they
+    /// count as failures, for they have not been run.
     pub fn updated(old: Option<&str>, outcomes: &[Outcome], kit: &[Program]) -> String {
         let old = old.map(Expected::parse);
         let mut ran: BTreeMap<&str, &Outcome> = outcomes.iter().map(|o| (o.case.as_str(), o)).collect();
@@ -101,7 +105,11 @@ impl Expected {
                 all.push(Outcome { case, verdict, detail, extensions });
             }
         }
-        Expected::of(&all)
+        let mut claims = conforms(&all);
+        if outcomes.len() < all.len() {
+            claims.retain(|c| old.as_ref().is_some_and(|o| o.claims.contains(c)));
+        }
+        Expected::list(&all, &claims)
     }
 
     fn entry(&self, case: &str) -> Option<(&String, &(Verdict, String))> {
