@@ -38,6 +38,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Measure every kernel of a model.
     Profile(ProfileArgs),
+    /// Say what moving a model to other chips costs, and prove that it works there.
+    Port(PortArgs),
     /// Test a chip against the instruction set, or run another suite of tests.
     Conform(ConformCommand),
     /// List the chips that can be compiled for, or show one.
@@ -264,6 +266,40 @@ pub struct ProfileArgs {
     /// Do not measure this machine's peaks.
     #[arg(long)]
     pub no_peak: bool,
+}
+
+const PORT_EXIT_CODES: &str = "Exit codes:
+  0  the model works on every chip
+  1  it works, with the reservations that are named
+  2  it does not work on some chip
+  3  an error: the model or a chip cannot be read, the command line is wrong";
+
+/// Arguments of `port`.
+#[derive(Args, Debug)]
+#[command(after_help = PORT_EXIT_CODES)]
+pub struct PortArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub inputs: InputArgs,
+    /// The chips, as `tongtu chips` lists them, separated by commas.
+    #[arg(long, value_name = "CHIP[,CHIP]", value_delimiter = ',', required = true)]
+    pub to: Vec<String>,
+    /// Only look: no device is needed, no weights either, and nothing is compiled or run.
+    #[arg(long, conflicts_with = "measure")]
+    pub check: bool,
+    /// Measure every kernel, where the chip is this machine.
+    #[arg(long)]
+    pub measure: bool,
+    /// Let what a chip cannot do run on the host, and list it.
+    #[arg(long)]
+    pub allow_host: bool,
+    /// Elements compared of each result of each kernel; all if it has no more.
+    #[arg(long, default_value_t = 256)]
+    pub elements: usize,
+    /// Write the report as one page of HTML.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
 }
 
 /// The conformance kit of the instruction set, or a suite by name.

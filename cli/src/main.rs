@@ -9,6 +9,7 @@ mod data;
 mod info;
 mod kit;
 mod open;
+mod port;
 mod run;
 mod ui;
 
@@ -29,6 +30,7 @@ fn dispatch(cli: &Cli) -> Done {
         Command::Compile(a) => info::compile(a, json),
         Command::Verify(a) => check::verify(a, json),
         Command::Profile(a) => check::profile(a, json),
+        Command::Port(a) => port::port(a, json),
         Command::Conform(c) => match &c.suite {
             Some(Suite::Onnx(a)) => conform::onnx(a, json),
             None => kit::chip(&c.chip, json),
@@ -54,7 +56,16 @@ fn on_panic(info: &std::panic::PanicHookInfo<'_>) {
 
 fn main() -> ExitCode {
     std::panic::set_hook(Box::new(on_panic));
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            let _ = e.print();
+            // There 2 is an answer: the model does not work.
+            let is_port = std::env::args().nth(1).is_some_and(|a| a == "port");
+            let code = if is_port && e.use_stderr() { ui::FAILED.into() } else { e.exit_code() };
+            return ExitCode::from(u8::try_from(code).unwrap_or(ui::USAGE));
+        }
+    };
     match std::panic::catch_unwind(|| dispatch(&cli)) {
         Ok(Ok(code)) => ExitCode::from(code),
         Ok(Err(fail)) => {

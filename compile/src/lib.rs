@@ -31,6 +31,20 @@ pub struct Options {
     pub passes: passes::Options,
 }
 
+/// What [`compile`] would make, without reading constants: see [`plan::outline`].
+///
+/// # Errors
+/// A broken graph, or what leaves no plan.
+pub fn outline(
+    module: Module,
+    compiler: &dyn Compiler,
+    chip: &Chip,
+    options: &Options,
+) -> Result<(Plan, Vec<Error>), Error> {
+    let module = passes::prepare(module, &options.passes)?;
+    plan::outline(&module, compiler, chip)
+}
+
 /// Compiles a module for a chip.
 ///
 /// # Errors

@@ -96,6 +96,32 @@ pub fn lower(module: Module, compiler: &dyn Compiler, chip: &Chip) -> Result<Pla
     Ok(plan)
 }
 
+/// Lowers a prepared module without reading its constants, which may be absent: the plan is as [`lower`] makes it, but its
+/// constants are absent, and what does not compile is listed beside it. An artifact that was refused is empty.
+///
+/// # Errors
+/// What leaves no plan at all.
+pub fn outline(module: &Module, compiler: &dyn Compiler, chip: &Chip) -> Result<(Plan, Vec<Error>), Error> {
+    let mut halved = BTreeMap::new();
+    let mut l = loop {
+        let mut l = attempt(module, compiler, chip, &halved)?;
+        let too_large = l.compile_kernels();
+        if too_large.is_empty() {
+            break l;
+        }
+        for g in too_large {
+            *halved.entry(g).or_insert(0) += 1;
+        }
+    };
+    l.drop_raw();
+    let too_large = |_| Error::unsupported("constant", &Loc::default(), "the constant is too large");
+    for (k, _, value, packing) in &l.pending {
+        let shape = packing.shape(value.shape()).ok_or_else(|| too_large(()))?;
+        l.plan.constants[*k] = Tensor::absent(value.dtype(), &shape).map_err(|_| too_large(()))?;
+    }
+    Ok((l.plan, l.errors))
+}
+
 /// The plan without its kernels, and the kernels.
 fn attempt<'a>(
     module: &Module,
@@ -557,7 +583,14 @@ impl Lowerer<'_> {
                 {
                     too_large.extend(&s.serves)
                 }
-                Err(e) => self.errors.push(e),
+                Err(e) => {
+                    self.plan.artifacts.push(Artifact {
+                        backend: compiler.name().to_string(),
+                        entries: Vec::new(),
+                        bytes: Arc::from(&[][..]),
+                    });
+                    self.errors.push(e)
+                }
             }
         }
         too_large
@@ -818,6 +851,19 @@ fn compile_kernel(s: &Shared, compiler: &dyn Compiler, chip: &Chip, cut: bool) -
     answer.map_err(refused)
 }
 
+/// What is read of a value that is only gathered from: the results of gathering.
+fn gathered(g: &Graph, v: ValueId) -> Option<Vec<ValueId>> {
+    let mut parts = Vec::new();
+    for n in g.nodes.iter().filter(|n| n.inputs.contains(&v)) {
+        let only = n.inputs.iter().filter(|&&x| x == v).count() == 1 && n.inputs.first() == Some(&v);
+        match n.op {
+            Op::Take { .. } | Op::TakeAlong { .. } | Op::GatherNd { .. } if only => parts.push(n.outputs[0]),
+            _ => return None,
+        }
+    }
+    Some(parts).filter(|p| !p.is_empty())
+}
+
 /// Operations (a fused multiply-add is 2) and bytes moved at least.
 fn cost(g: &Graph) -> (Dim, Dim) {
     let mut flops = Dim::from(0);
@@ -856,6 +902,7 @@ fn cost(g: &Graph) -> (Dim, Dim) {
         let bits = g.dtype(*v).bits() as i64;
         (numel(g.dims(*v)) * bits).ceildiv(&Dim::from(8))
     };
-    let bytes = g.inputs.iter().chain(&g.outputs).fold(Dim::from(0), |a, v| &a + &size(v));
+    let moved = |v: &ValueId| gathered(g, *v).map_or_else(|| size(v), |parts| parts.iter().map(&size).sum());
+    let bytes = g.inputs.iter().map(moved).chain(g.outputs.iter().map(&size)).sum();
     (flops, bytes)
 }

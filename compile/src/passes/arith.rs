@@ -113,7 +113,9 @@ fn non_negative(rw: &Rewriter<'_>, v: ValueId, depth: usize) -> bool {
     let at = |i: usize| n.inputs.get(i).is_some_and(|&x| non_negative(rw, x, depth - 1));
     match &n.op {
         Op::Constant { value } => {
-            value.len() <= 4096 && value.iter().all(|x| matches!(x, Num::Float(x) if !x.is_sign_negative()))
+            value.len() <= 4096
+                && !value.is_absent()
+                && value.iter().all(|x| matches!(x, Num::Float(x) if !x.is_sign_negative()))
         }
         Op::Unary(Unary::Abs | Unary::Exp | Unary::Exp2 | Unary::Cosh) => true,
         Op::Unary(Unary::Sqrt | Unary::Rsqrt) => at(0),
@@ -344,7 +346,7 @@ fn merge(
 fn tame(rw: &Rewriter<'_>, v: ValueId, factor: bool) -> bool {
     let fine = |x: f64| x.is_finite() && (!factor || x.abs() > 1e-30 && x.abs() < 1e30);
     match (rw.constant(v), rw.broadcast_of(v)) {
-        (Some(t), _) => t.len() <= 1 << 20 && t.iter().all(|x| fine(x.to_f64())),
+        (Some(t), _) => t.len() <= 1 << 20 && (t.is_absent() || t.iter().all(|x| fine(x.to_f64()))),
         (None, Some((x, _))) => tame(rw, x, factor),
         _ => false,
     }

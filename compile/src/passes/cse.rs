@@ -36,7 +36,7 @@ fn hash_attr(value: &AttrValue, h: &mut DefaultHasher) {
         AttrValue::Tensor(t) => {
             t.dtype().hash(h);
             t.shape().hash(h);
-            if t.nbytes() <= BY_CONTENT {
+            if t.nbytes() <= BY_CONTENT && !t.is_absent() {
                 t.bytes().hash(h);
             }
         }
@@ -76,6 +76,9 @@ fn same_attr(a: &AttrValue, b: &AttrValue) -> bool {
 fn same_tensor(a: &Tensor, b: &Tensor) -> bool {
     if a.dtype() != b.dtype() || a.shape() != b.shape() {
         return false;
+    }
+    if a.is_absent() || b.is_absent() {
+        return a.address() == b.address();
     }
     if a.nbytes() <= BY_CONTENT {
         return a.same_bits(b);

@@ -20,7 +20,7 @@ pub(super) fn all(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewritt
     match (op, inputs) {
         (Op::Permute { perm }, &[x]) => {
             // A large one is a view: kernels that pack it read it where it lies.
-            let moved = rw.constant(x).and_then(|t| match t.nbytes() > LARGE {
+            let moved = rw.constant(x).and_then(|t| match t.nbytes() > LARGE || t.is_absent() {
                 true => t.permute(perm).ok(),
                 false => strided::permute(t, perm).ok(),
             });
@@ -67,6 +67,9 @@ pub(super) fn rule(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewrit
     if !small && bytes > stored.saturating_mul(GROWTH) {
         return Ok(None);
     }
+    if inputs.iter().any(|&v| is_absent(rw, v)) {
+        return absent(rw, op, inputs, &shape);
+    }
     let Some(operands) = inputs.iter().map(|&v| materialise(rw, v)).collect::<Option<Vec<_>>>() else {
         return Ok(None);
     };
@@ -77,6 +80,29 @@ pub(super) fn rule(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewrit
         return reference(rw, op, inputs, operands);
     }
     Ok(None)
+}
+
+/// Whether a value is a constant that nobody has.
+fn is_absent(rw: &Rewriter<'_>, v: ValueId) -> bool {
+    match rw.op(v) {
+        Some(Op::Constant { value }) => value.is_absent(),
+        Some(Op::Broadcast { .. }) => rw.broadcast_of(v).is_some_and(|(x, _)| is_absent(rw, x)),
+        _ => false,
+    }
+}
+
+/// What is computed from a constant that nobody has is one more.
+fn absent(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId], shape: &[usize]) -> Rewritten {
+    let heavy = matches!(
+        op,
+        Op::Contract { .. } | Op::Conv { .. } | Op::Reduce { .. } | Op::WindowReduce { .. } | Op::Sort { .. }
+    );
+    let types = rw.infer(op, inputs)?;
+    let one = match &types[..] {
+        [ty] if !heavy => ty.as_tensor().and_then(|(d, _)| Tensor::absent(d, shape).ok()),
+        _ => None,
+    };
+    one.map(|t| Ok(vec![rw.tensor(t)?])).transpose()
 }
 
 /// Roughly the number of scalar operations.
@@ -143,7 +169,7 @@ fn materialise(rw: &Rewriter<'_>, v: ValueId) -> Option<Tensor> {
 
 /// One scalar with a broadcast in place of many equal elements.
 fn constant(rw: &mut Rewriter<'_>, value: &Tensor) -> Rewritten {
-    if value.rank() == 0 || value.is_empty() || !all_equal(value) {
+    if value.rank() == 0 || value.is_empty() || value.is_absent() || !all_equal(value) {
         return Ok(None);
     }
     let code = value.code(0);

@@ -40,7 +40,7 @@ fn less_zero(rw: &Rewriter<'_>, v: ValueId) -> Option<(ValueId, Option<ValueId>)
 
 /// The 8-bit type that holds all elements of a constant of 8- or 32-bit integers.
 fn byte_type(rw: &Rewriter<'_>, w: ValueId) -> Option<DType> {
-    let t = rw.constant(w)?;
+    let t = rw.constant(w).filter(|t| !t.is_absent())?;
     if t.dtype().bits() == 8 && t.dtype().is_int() {
         return Some(t.dtype());
     }

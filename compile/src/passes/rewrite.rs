@@ -247,7 +247,7 @@ impl Rewriter<'_> {
     pub fn splat(&self, v: ValueId) -> Option<Num> {
         match self.def(v) {
             Some((Op::Broadcast { .. } | Op::Reshape { .. }, x)) => self.splat(x),
-            _ => self.constant(v).filter(|t| t.len() == 1).map(|t| t.get_linear(0)),
+            _ => self.constant(v).filter(|t| t.len() == 1 && !t.is_absent()).map(|t| t.get_linear(0)),
         }
     }
     /// Whether a value is a constant or repeats one.

@@ -26,12 +26,14 @@ pub struct Tensor {
 enum Data {
     Owned(Arc<Owned>),
     Shared(Arc<dyn Storage>),
+    /// Nobody has the elements; the line gives an address of its own, and zeros.
+    Absent(Arc<Owned>),
 }
 
 impl Data {
     fn bytes(&self) -> &[u8] {
         match self {
-            Data::Owned(owned) => owned.bytes(),
+            Data::Owned(owned) | Data::Absent(owned) => owned.bytes(),
             Data::Shared(storage) => storage.bytes(),
         }
     }
@@ -171,6 +173,19 @@ impl Tensor {
         Ok(Tensor::dense(dtype, shape, Data::Shared(storage), byte_offset))
     }
 
+    /// A tensor whose elements nobody has, for questions that its type and shape answer: it takes no memory, and reads as zeros. Views of
+    /// it are absent too.
+    pub fn absent(dtype: DType, shape: &[usize]) -> Result<Tensor, TensorError> {
+        sizes_of(dtype, shape)?;
+        let data = Data::Absent(Arc::new(Owned::default_line()));
+        Ok(Tensor { dtype, shape: shape.to_vec(), strides: vec![0; shape.len()], offset: 0, data })
+    }
+
+    /// Whether nobody has the elements; see [`Tensor::absent`].
+    pub fn is_absent(&self) -> bool {
+        matches!(self.data, Data::Absent(_))
+    }
+
     /// A tensor of rank 0; the value is converted as by [`cast`](crate::cast).
     pub fn scalar(dtype: DType, value: Num) -> Tensor {
         let mut owned = Owned::default_line();
@@ -256,6 +271,9 @@ impl Tensor {
     /// Whether the elements are one dense row-major run.
     pub fn is_contiguous(&self) -> bool {
         let mut step = 1;
+        if self.is_absent() && self.len() > 1 {
+            return false;
+        }
         self.is_empty()
             || self.shape.iter().zip(&self.strides).rev().all(|(&dim, &stride)| {
                 let fits = dim == 1 || stride == step;
@@ -330,7 +348,7 @@ impl Tensor {
         let len = self.nbytes();
         let ours = match &mut self.data {
             Data::Owned(owned) => Arc::get_mut(owned).is_some(),
-            Data::Shared(_) => false,
+            Data::Shared(_) | Data::Absent(_) => false,
         };
         if !ours || !self.is_contiguous() {
             let owned = Owned::copy_of(&self.bytes());
@@ -339,7 +357,7 @@ impl Tensor {
         let offset = self.offset;
         match &mut self.data {
             Data::Owned(owned) => &mut Arc::make_mut(owned).bytes_mut()[offset..][..len],
-            Data::Shared(_) => &mut [],
+            Data::Shared(_) | Data::Absent(_) => &mut [],
         }
     }
 
@@ -414,6 +432,7 @@ impl Tensor {
     pub fn code(&self, i: usize) -> u64 {
         assert!(i < self.len(), "index {i} out of bounds of {} elements", self.len());
         match self.dtype.byte_size() {
+            _ if self.is_absent() => 0,
             Some(size) => fetch(&self.data.bytes()[self.offset_of(i, size)..][..size], self.dtype, 0),
             None => fetch(&self.data.bytes()[self.offset..], self.dtype, i),
         }
@@ -516,12 +535,19 @@ impl Tensor {
         if count != self.len() {
             return Err(TensorError::BadShape { from: self.shape.clone(), to: shape.to_vec() });
         }
+        if self.is_absent() {
+            return self.view(shape.to_vec(), vec![0; shape.len()], 0);
+        }
         let dense = self.to_contiguous()?;
         Ok(Tensor::dense(self.dtype, shape, dense.data, dense.offset))
     }
 
     /// A view, `shift` elements on; of sub-byte elements a dense copy.
     fn view(&self, shape: Vec<usize>, strides: Vec<isize>, shift: isize) -> Result<Tensor, TensorError> {
+        if self.is_absent() {
+            let strides = vec![0; shape.len()];
+            return Ok(Tensor { dtype: self.dtype, shape, strides, offset: 0, data: self.data.clone() });
+        }
         if shape.contains(&0) {
             return Ok(Tensor::dense(self.dtype, &shape, self.data.clone(), 0));
         }

@@ -62,6 +62,8 @@ pub struct Source {
     pub bytes: Arc<dyn Storage>,
     /// The folder that external data must stay in; `None` where there is none (a model read from memory).
     pub folder: Option<PathBuf>,
+    /// Whether tensors in files that are not there are taken as absent.
+    pub without: bool,
     /// External files mapped so far.
     files: RefCell<HashMap<PathBuf, Arc<dyn Storage>>>,
 }
@@ -79,7 +81,7 @@ impl Source {
             Some(p) => p.to_path_buf(),
             None => PathBuf::from("."),
         };
-        Ok(Source { bytes, folder: Some(folder), files: RefCell::default() })
+        Ok(Source { bytes, folder: Some(folder), without: false, files: RefCell::default() })
     }
     /// The external files that tensors were read from, in order.
     pub fn external(&self) -> Vec<PathBuf> {
@@ -89,7 +91,7 @@ impl Source {
     }
     /// Takes bytes that are in memory; tensors in other files can't be read.
     pub fn memory(bytes: Vec<u8>) -> Source {
-        Source { bytes: Arc::new(bytes), folder: None, files: RefCell::default() }
+        Source { bytes: Arc::new(bytes), folder: None, without: false, files: RefCell::default() }
     }
 }
 
@@ -159,6 +161,11 @@ pub fn tensor(p: &TensorProto, source: &Source) -> Result<Contents> {
         Tensor::from_storage(dtype, &shape, bytes.clone(), start).map_err(wrap)
     };
     if p.data_location == 1 {
+        // Sizes and indices must be known.
+        let known = !dtype.is_float() && n <= crate::val::MAX_CONTENTS;
+        if source.without && !known && is_missing(p, source) {
+            return Tensor::absent(dtype, &shape).map(Contents::Tensor).map_err(wrap);
+        }
         let (file, offset, len) = external(p, source, need)?;
         return view(&file, offset, len).map(Contents::Tensor);
     }
@@ -167,6 +174,13 @@ pub fn tensor(p: &TensorProto, source: &Source) -> Result<Contents> {
     }
     let bytes = typed_bytes(p, dtype, n, need)?;
     Tensor::from_bytes(dtype, &shape, bytes).map(Contents::Tensor).map_err(wrap)
+}
+
+/// Whether the file with a tensor's external data is not there.
+fn is_missing(p: &TensorProto, source: &Source) -> bool {
+    let location = p.external_data.iter().find(|e| e.key == "location");
+    let path = location.zip(source.folder.as_deref()).map(|(l, folder)| folder.join(&l.value));
+    path.is_some_and(|p| !p.exists())
 }
 
 /// The elements of the typed lists as bytes.

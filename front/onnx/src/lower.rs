@@ -47,6 +47,8 @@ pub struct Options {
     pub dims: Vec<(String, i64)>,
     /// Contents for inputs, by name: such an input becomes a constant. One for which the file has a default takes these instead.
     pub constants: Vec<(String, Tensor)>,
+    /// Whether weights in files that are not there are taken as [absent](Tensor::absent): enough for questions about sizes, not to run.
+    pub without_weights: bool,
 }
 
 /// An input or output of a loaded model.
@@ -101,7 +103,8 @@ pub(crate) struct Shared<'m> {
 /// # Errors
 /// A typed error with a code; everything unsupported in the model is listed at once.
 pub fn load(path: impl AsRef<Path>, options: &Options) -> Result<Loaded> {
-    let source = Source::open(path.as_ref())?;
+    let mut source = Source::open(path.as_ref())?;
+    source.without = options.without_weights;
     let mut loaded = load_source(&source, options)?;
     loaded.files = std::iter::once(path.as_ref().to_path_buf()).chain(source.external()).collect();
     Ok(loaded)

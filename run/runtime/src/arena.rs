@@ -2,17 +2,20 @@
 
 /// A value to place: bytes, and the first and last step that need it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Span {
-    pub(crate) bytes: u64,
-    pub(crate) first: usize,
-    pub(crate) last: usize,
+pub struct Span {
+    /// Its size.
+    pub bytes: u64,
+    /// The first step that needs it.
+    pub first: usize,
+    /// The last step that needs it.
+    pub last: usize,
 }
 
 const ALIGN: u64 = 64;
 
 /// Offsets such that spans whose lifetimes overlap do not, and the bytes needed. The largest are placed first, each into the
 /// smallest gap that holds it. Offsets are multiples of 64.
-pub(crate) fn assign(spans: &[Span]) -> (Vec<u64>, u64) {
+pub fn assign(spans: &[Span]) -> (Vec<u64>, u64) {
     let size = |i: usize| spans[i].bytes.max(1).div_ceil(ALIGN).saturating_mul(ALIGN);
     let mut order: Vec<usize> = (0..spans.len()).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(spans[i].bytes), spans[i].first, i));

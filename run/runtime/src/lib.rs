@@ -14,7 +14,7 @@
 //! without values of unknown size. This crate links neither a compiler nor a back end.
 #![forbid(unsafe_code)]
 
-mod arena;
+pub mod arena;
 mod context;
 mod dims;
 mod error;

@@ -79,6 +79,8 @@ pub enum Culprit {
 /// One group.
 #[derive(Clone, Debug, Serialize)]
 pub struct GroupReport {
+    /// Position in the plan's groups.
+    pub group: usize,
     /// Its name.
     pub name: String,
     /// Where in the user's model.
@@ -274,6 +276,7 @@ impl Verifier {
             order.push(group);
             let ops = g.graph.nodes.iter().filter(|n| !matches!(n.op, Op::Constant { .. }));
             GroupReport {
+                group,
                 name: g.name.clone(),
                 loc: g.loc.to_string(),
                 ops: ops.map(op_report).collect(),

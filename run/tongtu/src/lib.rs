@@ -43,6 +43,7 @@ pub mod inspect;
 mod model;
 mod options;
 pub mod pipeline;
+pub mod port;
 mod session;
 mod stored;
 

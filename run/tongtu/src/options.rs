@@ -55,6 +55,11 @@ impl Options {
         self
     }
 
+    /// Whether it runs on a simulation.
+    pub fn is_simulated(&self) -> bool {
+        self.simulate
+    }
+
     /// Threads that run kernels; 0 for as many as the machine has.
     pub fn threads(mut self, threads: usize) -> Options {
         self.threads = threads;
