@@ -186,6 +186,7 @@ impl Compiler for CpuCompiler {
                 }
                 Unary::Trunc | Unary::RoundEven | Unary::IsNan | Unary::IsInf => Support::Native,
                 Unary::Popcount | Unary::Clz | Unary::Sqrt | Unary::Rsqrt => Support::Native,
+                Unary::Exp if first == DType::F32 && chip.has("avx512vl") => Support::Native,
                 _ => Support::Emulated("math"),
             },
             Op::Binary(b) => match b {

@@ -142,6 +142,7 @@ impl Fun<'_> {
                 let rest = self.choose(n, &down, &ty, &real(reg, -1.0, n), x);
                 return Ok(self.choose(n, &up, &ty, &real(reg, 1.0, n), &rest));
             }
+            Unary::Exp if dtype == DType::F32 && self.chip.has("avx512vl") => return Ok(self.exp(n, x)),
             Unary::Rsqrt => {
                 let root = self.math("sqrt", reg, n, &[x]);
                 let flags = fast(flags);
@@ -225,6 +226,9 @@ impl Fun<'_> {
         if !dtype.is_float() {
             let v = self.int_binary(op, dtype, reg, n, a, b)?;
             return Ok(self.normal(dtype, n, &v));
+        }
+        if let Some(v) = self.range(op, dtype, n, a, b) {
+            return Ok(v);
         }
         let flags = fast(flags);
         Ok(match op {

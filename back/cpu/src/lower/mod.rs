@@ -9,6 +9,7 @@
 //! bf16 and the floats of 8 and fewer bits are their codes, in `i16` and `i8`. In memory elements are as the
 //! element types define them.
 
+mod avx512;
 mod cast;
 mod elem;
 mod emit;
