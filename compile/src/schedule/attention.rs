@@ -22,6 +22,9 @@ use crate::fuse::{Attention, expensive, result_dims};
 /// Most register tiles of queries that an instance takes.
 const TILES: i64 = 8;
 
+/// Most vectors of scores that are kept in registers along rows.
+const REGISTERS: usize = 16;
+
 /// The schedule of two contractions and what is between and after them.
 pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
     let g = r.graph;
@@ -64,6 +67,9 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
     let lines = tiles.sizes[0].min(4);
     let height = tiles.sizes[0].next_multiple_of(lines);
     let width = if lines > 1 { 2 * lanes } else { 4 * lanes };
+    // Short rows stay in registers.
+    let short = keys.as_const().filter(|&n| n > 0 && n as usize * lines <= REGISTERS * lanes);
+    let width = short.map_or(width, |n| n as usize);
 
     let mut s = Scheduled::default();
     let k_packed = k.place(r, &mut s, &k.over, nr, (1, 1))?;
@@ -158,7 +164,7 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
 
     tiles.cover(&mut e, m_lo, m_hi, &mut |e, m0, size| {
         let m1 = e.b.add_int(m0, size as i64)?;
-        copy_rows(e, q.value, q_view, ct, lanes, (m0, m1), (zero, head_v), &|row, kc| {
+        copy_rows(e, q.value, q_view, ct, lanes, (m0, m1), (zero, head_v), head.as_const(), &|row, kc| {
             (0..g.dims(q.value).len())
                 .map(|d| match query_loop(d) {
                     _ if q.over.contains(&d) => kc,
@@ -198,8 +204,24 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
                 let t = if v == p.value { flush(e, t)? } else { t };
                 e.store_view(s_view, t, &[Coord::along(row, 0, true), Coord::along(i, 1, true)])
             };
-            let exact = multiple(&keys, width);
             let mut held = scores;
+            if short.is_some() {
+                load(e, held, zero)?;
+                loops[along] = Some(Coord::along(zero, 1, true));
+                for nodes in &levels {
+                    let init = initial(e, r, nodes, &block)?;
+                    let sums = accumulate(e, r, rows, nodes, &loops, &init, None)?;
+                    for &v in nodes.iter().flat_map(|&n| &g.nodes[n].inputs) {
+                        let c = coords(e, rows, v, &loops)?;
+                        let t = e.emit(v, &c)?;
+                        e.bind(v, t);
+                    }
+                    bind(e, r, nodes, &sums, true)?;
+                }
+                store(e, p.value, zero, &loops)?;
+                return Ok(vec![]);
+            }
+            let exact = multiple(&keys, width);
             for (i, nodes) in levels.iter().enumerate() {
                 let later = levels[i + 1..].iter().flatten().map(|&n| g.nodes[n].inputs[0]);
                 let later: Vec<ValueId> = later.chain([p.value]).collect();

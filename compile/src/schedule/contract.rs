@@ -482,7 +482,8 @@ impl<'p, 'a> Body<'p, 'a> {
         if p.by_rows {
             let at = |row: Coord, k: Coord| self.operand(&p.a, row, steps.outer, k);
             let range = (steps.first, steps.count);
-            return copy_rows(e, p.a.value, self.a_view, p.scratch, p.lanes, self.rows, range, &at);
+            let steps = p.steps.as_const().filter(|_| p.single);
+            return copy_rows(e, p.a.value, self.a_view, p.scratch, p.lanes, self.rows, range, steps, &at);
         }
         let shape = std::mem::take(&mut e.shape);
         p.tiles.cover(e, self.rows.0, self.rows.1, &mut |e, row, size| {
@@ -797,7 +798,8 @@ pub fn flush(e: &mut Emitter<'_>, t: Val) -> Result<Val, Error> {
 }
 
 /// Copies rows `rows.0..rows.1` of an operand, steps `k.0..k.0 + k.1` of its summed dim, to the first rows and columns of a
-/// view in type `ct`. `at` gives the operand's coordinates from those of the row and the summed dim.
+/// view in type `ct`; `steps` is the number of steps where it is known. `at` gives the operand's coordinates from those of the row and
+/// the summed dim.
 #[allow(clippy::too_many_arguments)]
 pub fn copy_rows(
     e: &mut Emitter<'_>,
@@ -807,14 +809,17 @@ pub fn copy_rows(
     lanes: usize,
     rows: (Val, Val),
     k: (Val, Val),
+    steps: Option<i64>,
     at: &dyn Fn(Coord, Coord) -> Vec<Coord>,
 ) -> Result<(), Error> {
-    let width = 4 * lanes;
+    let most = 4 * lanes as i64;
+    let width = steps.map_or(most, |s| s.clamp(1, most)) as usize;
+    let exact = steps.is_some_and(|s| s % width as i64 == 0);
     let shape = std::mem::replace(&mut e.shape, vec![width]);
     let zero = e.b.int(0);
     e.for_loop(rows.0, rows.1, 1, &[], |e, row, _| {
         let down = e.b.sub(row, rows.0)?;
-        blocks(e, zero, k.1, width, false, &[], |e, i, inside, _| {
+        blocks(e, zero, k.1, width, exact, &[], |e, i, inside, _| {
             let ki = e.b.add(k.0, i)?;
             let t = e.emit(value, &at(Coord::at(row), Coord::along(ki, 0, inside)))?;
             let t = e.b.cast(t, ct, CAST)?;

@@ -252,7 +252,9 @@ fn blocks(
     let rest = e.b.binary(tongtu_tensor::scalar::Binary::Rem, span, w)?;
     let whole = e.b.sub(hi, rest)?;
     let carried = e.for_loop(lo, whole, width as i64, init, |e, i, c| body(e, i, true, c))?;
-    e.for_loop(whole, hi, width as i64, &carried, |e, i, c| body(e, i, false, c))
+    // Not a loop, so that what depends on its place only can be known before the loops around it.
+    let more = e.b.compare(tongtu_tensor::scalar::Compare::Lt, whole, hi)?;
+    e.if_else(more, |e| body(e, whole, false, &carried), |_| Ok(carried.clone()))
 }
 
 /// Whether a dim is known to be a multiple of a number.
