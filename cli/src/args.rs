@@ -117,6 +117,9 @@ pub struct ModelArgs {
     /// Run on a simulation of another chip, such as ascend-910b: slow, to prove what is compiled for it.
     #[arg(long, value_name = "CHIP")]
     pub simulate: Option<String>,
+    /// Run on another machine: `agent:COMMAND` (`agent:ssh board ./agent-riscv64`), or `emulator:CHIP` for a CPU that QEMU emulates here.
+    #[arg(long, value_name = "MACHINE", conflicts_with = "simulate")]
+    pub on: Option<String>,
     /// Compile everything anew and keep nothing.
     #[arg(long)]
     pub no_cache: bool,

@@ -29,12 +29,13 @@ pub fn is_bundle(path: &Path) -> Result<bool, Fail> {
 
 /// The options of the command line.
 pub fn options(args: &ModelArgs) -> Result<Options, Fail> {
-    let options = match &args.simulate {
-        Some(chip) => {
+    let options = match (&args.on, &args.simulate) {
+        (Some(machine), _) => Options::on(tongtu::Remote::open(machine)?),
+        (None, Some(chip)) => {
             let chip = tongtu::Chip::builtin(chip).map_err(tongtu::Error::from)?;
             Options::for_chip(chip).simulated().without_model_cache()
         }
-        None => Options::host(),
+        (None, None) => Options::host(),
     };
     let options = tied(options.threads(args.threads), args);
     Ok(match (args.no_cache, args.no_model_cache) {

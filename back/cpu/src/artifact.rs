@@ -40,6 +40,8 @@ pub struct Entry {
 pub struct Artifact {
     /// The architecture of the code, such as `x86_64`.
     pub arch: String,
+    /// Bits of the vector registers that the code is made for, on architectures whose vector length varies; 0 if it holds for any.
+    pub vector: u32,
     /// Instruction set features the code may use, by LLVM's names.
     pub features: Vec<String>,
     /// The kernels.
@@ -49,9 +51,24 @@ pub struct Artifact {
 }
 
 const MAGIC: &[u8; 8] = b"TTCPUART";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 impl Artifact {
+    /// Whether a machine can run the code, given its architecture, the bits of its vector registers if their length varies among
+    /// machines of its kind (else 0), and its features by LLVM's names; what is missing if not.
+    pub fn runs_on(&self, arch: &str, vector: u32, features: &[String]) -> Result<(), Error> {
+        if self.arch != arch {
+            return Err(Error::Architecture { need: self.arch.clone(), have: arch.to_string() });
+        }
+        if let Some(missing) = self.features.iter().find(|f| !features.contains(f)) {
+            return Err(Error::Feature(missing.clone()));
+        }
+        match self.vector == 0 || self.vector == vector {
+            true => Ok(()),
+            false => Err(Error::VectorLength { need: self.vector, have: vector }),
+        }
+    }
+
     /// The artifact as bytes: little-endian, with a version and a checksum.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.blob.len() + 256);
@@ -59,6 +76,7 @@ impl Artifact {
         out.extend_from_slice(&VERSION.to_le_bytes());
         out.extend_from_slice(&[0; 8]);
         put_str(&mut out, &self.arch);
+        out.extend_from_slice(&self.vector.to_le_bytes());
         put_u32(&mut out, self.features.len());
         for f in &self.features {
             put_str(&mut out, f);
@@ -94,6 +112,7 @@ impl Artifact {
             return Err(bad("the checksum does not match"));
         }
         let arch = r.string()?;
+        let vector = r.u32()?;
         let n = r.u32()?;
         let features = (0..n).map(|_| r.string()).collect::<Result<Vec<_>, _>>()?;
         let n = r.u32()?;
@@ -112,7 +131,7 @@ impl Artifact {
         if entries.iter().any(|e| e.offset as usize >= blob.len()) {
             return Err(bad("a kernel starts outside the blob"));
         }
-        Ok(Artifact { arch, features, entries, blob })
+        Ok(Artifact { arch, vector, features, entries, blob })
     }
 }
 

@@ -4,12 +4,14 @@
 //! inside it resolved relative to the program counter. It runs at any page-aligned address, needs no
 //! linker, and calls nothing outside itself: a reference to an outside symbol is an error that names it.
 
+mod relocate;
+
 use crate::Error;
-use object::elf;
 use object::read::elf::ElfFile64;
 use object::{
     Object, ObjectSection, ObjectSymbol, RelocationFlags, RelocationTarget, SectionIndex, SectionKind,
 };
+use relocate::Reference;
 use std::collections::HashMap;
 
 /// Code and constants of one object file, in one piece.
@@ -30,12 +32,10 @@ fn bad(message: impl ToString) -> Error {
     Error::Object(message.to_string())
 }
 
-/// Lays out `object`, a relocatable x86-64 ELF file, and resolves its references.
+/// Lays out `object`, a relocatable ELF file, and resolves its references.
 pub fn link(object: &[u8]) -> Result<Blob, Error> {
     let file = ElfFile64::<object::Endianness>::parse(object).map_err(bad)?;
-    if file.elf_header().e_machine.get(file.endian()) != elf::EM_X86_64 {
-        return Err(bad("not for x86-64"));
-    }
+    let machine = file.elf_header().e_machine.get(file.endian());
     let mut bytes: Vec<u8> = Vec::new();
     let mut most = 16;
     let mut place: HashMap<SectionIndex, u64> = HashMap::new();
@@ -70,15 +70,14 @@ pub fn link(object: &[u8]) -> Result<Blob, Error> {
     if bytes.len() > i32::MAX as usize {
         return Err(bad("more than 2 GiB"));
     }
+    let mut references = Vec::new();
     for section in file.sections() {
         let Some(&base) = place.get(&section.index()) else { continue };
         for (offset, relocation) in section.relocations() {
             let RelocationFlags::Elf { r_type } = relocation.flags() else {
                 return Err(bad("a relocation of unknown form"));
             };
-            if !matches!(r_type, elf::R_X86_64_PC32 | elf::R_X86_64_PLT32) {
-                return Err(bad(format!("relocation type {r_type}")));
-            }
+            let Some(step) = relocate::step(machine, r_type)? else { continue };
             let target = match relocation.target() {
                 RelocationTarget::Symbol(index) => {
                     let symbol = file.symbol_by_index(index).map_err(bad)?;
@@ -90,15 +89,14 @@ pub fn link(object: &[u8]) -> Result<Blob, Error> {
                 }
                 _ => return Err(bad("a relocation without a symbol")),
             };
-            let at = base + offset;
-            let value = (target as i64).wrapping_add(relocation.addend()).wrapping_sub(at as i64);
-            let value = i32::try_from(value).map_err(bad)?;
-            let slot = bytes
-                .get_mut(at as usize..at as usize + 4)
-                .ok_or_else(|| bad("a relocation outside its section"))?;
-            slot.copy_from_slice(&value.to_le_bytes());
+            if step.by_page() {
+                most = PAGE;
+            }
+            let target = (target as i64).wrapping_add(relocation.addend());
+            references.push(Reference { at: base + offset, target, step });
         }
     }
+    relocate::apply(&mut bytes, &references)?;
     let mut entries = Vec::new();
     for symbol in file.symbols() {
         if symbol.is_global() && symbol.is_definition() {

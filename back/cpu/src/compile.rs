@@ -1,6 +1,7 @@
 //! The compile half: tile modules to artifacts.
 
 use crate::lower::{self, Refusal};
+use crate::target::{fused, vector_length};
 use crate::{Artifact, Entry, blob, llvm};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -116,6 +117,7 @@ impl CpuCompiler {
         });
         let mut artifact = Artifact {
             arch: chip.arch.clone(),
+            vector: vector_length(chip),
             features: chip.features.clone(),
             entries: Vec::new(),
             blob: Vec::new(),
@@ -194,7 +196,7 @@ impl Compiler for CpuCompiler {
                 Binary::Rem | Binary::Mod if first.is_float() => Support::Emulated("math"),
                 _ => Support::Native,
             },
-            Op::Fma {} if !chip.has("fma") => match first {
+            Op::Fma {} if !fused(chip) => match first {
                 DType::F64 => Support::No("the chip has no fused multiply-add".to_string()),
                 _ => Support::Emulated("double precision"),
             },

@@ -31,6 +31,24 @@ pub enum Error {
     /// The artifact needs an instruction set feature that this machine lacks.
     #[error("the kernel needs the processor feature {0}, which this machine does not have")]
     Feature(String),
+    /// The artifact is for another architecture.
+    #[error("the kernel is code for {need}; this machine is {have}")]
+    Architecture {
+        /// The code's architecture.
+        need: String,
+        /// The machine's.
+        have: String,
+    },
+    /// The artifact is for another vector length.
+    #[error(
+        "the kernel is made for vectors of {need} bits, those of this machine have {have}; compile for a chip with its length"
+    )]
+    VectorLength {
+        /// Bits that the code is made for.
+        need: u32,
+        /// Bits that the machine has; 0 without such vectors.
+        have: u32,
+    },
     /// There is no kernel of this name in the artifact.
     #[error("the artifact has no kernel called {0}")]
     NoKernel(String),
@@ -65,6 +83,8 @@ impl Error {
             Error::Object(_) => "cpu-object",
             Error::Artifact(_) => "cpu-artifact",
             Error::Feature(_) => "cpu-feature",
+            Error::Architecture { .. } => "cpu-architecture",
+            Error::VectorLength { .. } => "cpu-vector-length",
             Error::NoKernel(_) => "cpu-no-kernel",
             Error::Launch { .. } => "cpu-launch",
             Error::System { .. } => "cpu-system",

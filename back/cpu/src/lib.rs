@@ -4,6 +4,7 @@
 //! turn that into machine code; the code becomes a position-independent [`Artifact`] that needs no linker.
 //! The run half loads artifacts and launches their kernels on a thread pool; it does not need LLVM.
 
+pub mod agent;
 pub mod artifact;
 #[cfg(any(feature = "llvm", feature = "llvm-static"))]
 pub mod blob;
@@ -17,6 +18,8 @@ pub mod llvm;
 #[cfg(any(feature = "llvm", feature = "llvm-static"))]
 pub mod lower;
 mod pool;
+#[cfg_attr(not(any(feature = "llvm", feature = "llvm-static")), expect(dead_code))]
+mod target;
 #[cfg(any(feature = "llvm", feature = "llvm-static"))]
 pub mod probe;
 
@@ -40,5 +43,11 @@ pub fn assemble(ir: &str, chip: &tongtu_chip::Chip, mut entries: Vec<Entry>) -> 
         let found = blob.entries.iter().find(|(name, _)| *name == entry.name);
         entry.offset = found.ok_or_else(|| Error::NoKernel(entry.name.clone()))?.1;
     }
-    Ok(Artifact { arch: chip.arch.clone(), features: chip.features.clone(), entries, blob: blob.bytes })
+    Ok(Artifact {
+        arch: chip.arch.clone(),
+        vector: target::vector_length(chip),
+        features: chip.features.clone(),
+        entries,
+        blob: blob.bytes,
+    })
 }

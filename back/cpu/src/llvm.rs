@@ -5,6 +5,7 @@
 //! and the text comes from this crate's own lowering only.
 
 use crate::Error;
+use crate::target::vector_length;
 use llvm_sys::core::*;
 use llvm_sys::ir_reader::LLVMParseIRInContext2;
 use llvm_sys::prelude::*;
@@ -50,14 +51,18 @@ impl Target {
         if chip.kind != Kind::Cpu {
             return Err(bad("it is not a CPU"));
         }
-        if chip.arch != "x86_64" {
-            return Err(bad("its architecture has no blob writer yet"));
+        if !crate::target::ARCHITECTURES.contains(&chip.arch.as_str()) {
+            return Err(bad("its architecture is not one that is compiled for"));
         }
         let cpu = chip.llvm_cpu.clone().ok_or_else(|| bad("its description has no llvm_cpu"))?;
         let mut features: Vec<String> = chip.features.iter().map(|f| format!("+{f}")).collect();
-        // LLVM would otherwise split wide vectors on processors whose clock once suffered from them.
-        features.push("-prefer-256-bit".to_string());
-        Ok(Target { triple: "x86_64-unknown-linux-gnu".to_string(), cpu, features: features.join(",") })
+        match (chip.arch.as_str(), vector_length(chip)) {
+            // LLVM would otherwise split wide vectors on processors whose clock once suffered from them.
+            ("x86_64", _) => features.push("-prefer-256-bit".to_string()),
+            ("riscv64", bits @ 1..) => features.push(format!("+zvl{bits}b")),
+            _ => {}
+        }
+        Ok(Target { triple: format!("{}-unknown-linux-gnu", chip.arch), cpu, features: features.join(",") })
     }
 }
 
@@ -159,6 +164,18 @@ impl Machine {
             LLVMInitializeX86Target();
             LLVMInitializeX86TargetMC();
             LLVMInitializeX86AsmPrinter();
+            LLVMInitializeAArch64TargetInfo();
+            LLVMInitializeAArch64Target();
+            LLVMInitializeAArch64TargetMC();
+            LLVMInitializeAArch64AsmPrinter();
+            LLVMInitializeRISCVTargetInfo();
+            LLVMInitializeRISCVTarget();
+            LLVMInitializeRISCVTargetMC();
+            LLVMInitializeRISCVAsmPrinter();
+            LLVMInitializeLoongArchTargetInfo();
+            LLVMInitializeLoongArchTarget();
+            LLVMInitializeLoongArchTargetMC();
+            LLVMInitializeLoongArchAsmPrinter();
         });
         let stage = "making a target machine";
         let triple = text(&target.triple, stage)?;
@@ -175,7 +192,12 @@ impl Machine {
             LLVMTargetMachineOptionsSetFeatures(options, features.as_ptr());
             LLVMTargetMachineOptionsSetCodeGenOptLevel(options, LLVMCodeGenOptLevel::LLVMCodeGenLevelDefault);
             LLVMTargetMachineOptionsSetRelocMode(options, LLVMRelocMode::LLVMRelocPIC);
-            LLVMTargetMachineOptionsSetCodeModel(options, LLVMCodeModel::LLVMCodeModelSmall);
+            // The small model of RISC-V has absolute addresses; its medium one is what others call small.
+            let model = match target.triple.starts_with("riscv64") {
+                true => LLVMCodeModel::LLVMCodeModelMedium,
+                false => LLVMCodeModel::LLVMCodeModelSmall,
+            };
+            LLVMTargetMachineOptionsSetCodeModel(options, model);
             let machine = LLVMCreateTargetMachineWithOptions(found, triple.as_ptr(), options);
             LLVMDisposeTargetMachineOptions(options);
             if machine.is_null() {

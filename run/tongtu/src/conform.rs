@@ -6,10 +6,10 @@ pub use tongtu_conformance::{Expected, Outcome, Program, Report, Target, Verdict
 
 use tongtu_chip::Chip;
 
-use crate::Error;
+use crate::{Error, Remote};
 
-/// Gives `f` a chip with what compiles for it here and, where there is something, what runs it: this machine, or a simulation of the chip
-/// that runs the program its compiler planned. This is where a back end comes in.
+/// Gives `f` a chip with what compiles for it here and, where there is something, what runs it: this machine, an emulator, or a simulation of
+/// the chip that runs the program its compiler planned. This is where a back end comes in.
 ///
 /// # Errors
 /// There is no such chip, or no compiler for it in this build.
@@ -19,8 +19,11 @@ pub fn with_target<T>(chip: &str, f: impl FnOnce(Target<'_>) -> T) -> Result<T, 
     if chip.kind == tongtu_chip::Kind::Cpu {
         let host = Chip::host()?;
         let runs = chip.arch == host.arch && chip.features.iter().all(|f| host.features.contains(f));
-        let device = if runs { Some(tongtu_cpu::CpuDevice::new(2)?) } else { None };
-        let device = device.as_ref().map(|d| d as &dyn tongtu_plan::Device);
+        let device: Option<std::sync::Arc<dyn tongtu_plan::Device>> = match runs {
+            true => Some(std::sync::Arc::new(tongtu_cpu::CpuDevice::new(2)?)),
+            false => Remote::emulator(&chip).ok().map(|r| r.shared()),
+        };
+        let device = device.as_deref();
         let compiler = tongtu_cpu::CpuCompiler { threads: 1 };
         return Ok(f(Target { chip: &chip, compiler: &compiler, device }));
     }

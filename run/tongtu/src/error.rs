@@ -93,6 +93,9 @@ pub enum Error {
     /// There is no such device on this machine, and no simulation of it.
     #[error("[A011] this machine cannot run what is compiled for {0}")]
     NoDevice(String),
+    /// A machine that an agent or an emulator is, or should be.
+    #[error("[A012] {0}")]
+    Remote(String),
     /// An output that is not there.
     #[error("[A006] the model has no output '{name}'; its outputs are {outputs}")]
     UnknownOutput {

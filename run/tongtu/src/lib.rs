@@ -44,12 +44,14 @@ mod model;
 mod options;
 pub mod pipeline;
 pub mod port;
+pub mod remote;
 mod session;
 mod stored;
 
 pub use error::{Error, code_of};
 pub use model::{LoadOptions, Model};
 pub use options::Options;
+pub use remote::Remote;
 pub use session::{Outputs, Session};
 
 pub use tongtu_chip::Chip;

@@ -5,6 +5,7 @@ use tongtu_compile::passes::Precision;
 
 use crate::cache::Cache;
 use crate::error::Error;
+use crate::remote::Remote;
 
 /// How to compile and run a model: the chip, threads, caches.
 ///
@@ -22,6 +23,7 @@ pub struct Options {
     pub(crate) state: Vec<(String, String)>,
     pub(crate) precision: Precision,
     pub(crate) simulate: bool,
+    pub(crate) remote: Option<Remote>,
 }
 
 impl Default for Options {
@@ -41,12 +43,18 @@ impl Options {
             state: Vec::new(),
             precision: Precision::F32,
             simulate: false,
+            remote: None,
         }
     }
 
     /// For another chip.
     pub fn for_chip(chip: Chip) -> Options {
         Options { chip: Some(chip), ..Options::host() }
+    }
+
+    /// For another machine, which runs what is compiled.
+    pub fn on(remote: Remote) -> Options {
+        Options { remote: Some(remote.clone()), ..Options::for_chip(remote.chip) }
     }
 
     /// Runs on a simulation of the chip, where there is one: slow, to see what is computed before there is a device.

@@ -24,6 +24,9 @@ pub(crate) fn name_ports(plan: &mut Plan, inputs: &[String], outputs: &[String])
 
 /// The device that the options' chip is, or its simulation.
 pub(crate) fn device(options: &Options) -> Result<Arc<dyn Device>, Error> {
+    if let Some(remote) = &options.remote {
+        return Ok(remote.shared());
+    }
     let chip = options.chip()?;
     match chip.kind {
         Kind::Npu if options.simulate => Ok(Arc::new(tongtu_ascend::Simulator::new(&chip, true))),

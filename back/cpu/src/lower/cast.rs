@@ -1,6 +1,7 @@
 //! Conversions between element types.
 
 use super::elem::no;
+use crate::target;
 use super::emit::{Reg, V, int, real};
 use super::{Fun, Result};
 use tongtu_tensor::{CastMode, DType, FloatFormat, Num, Overflow, Rounding};
@@ -236,7 +237,7 @@ impl Fun<'_> {
         let k = |x: i64| int(Reg::I32, x, n);
         match from {
             DType::F32 | DType::F64 => return Ok(x.clone()),
-            DType::F16 if self.chip.has("f16c") => return Ok(self.conv("fpext", &Reg::F16.ty(n), x, &fty)),
+            DType::F16 if target::casts_f16(self.chip) => return Ok(self.conv("fpext", &Reg::F16.ty(n), x, &fty)),
             _ => {}
         }
         let code = match from {
@@ -384,7 +385,7 @@ impl Fun<'_> {
                 let y = self.conv("fpext", &fty, x, &Reg::F64.ty(n));
                 return Ok(self.saturate(to, mode, n, &y));
             }
-            DType::F16 if near && self.chip.has("f16c") => {
+            DType::F16 if near && target::casts_f16(self.chip) => {
                 let y = self.conv("fptrunc", &fty, x, &Reg::F16.ty(n));
                 return Ok(self.saturate(to, mode, n, &y));
             }

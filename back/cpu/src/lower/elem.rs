@@ -1,5 +1,6 @@
 //! Elementwise instructions, chunk by chunk.
 
+use crate::target;
 use super::emit::{self, Reg, V, int, real};
 use super::{Fun, Refusal, Result, broken};
 use std::collections::HashMap;
@@ -78,7 +79,7 @@ impl Fun<'_> {
     pub(super) fn computes_in(&self, dtype: DType) -> Option<DType> {
         match dtype {
             DType::F32 | DType::F64 => None,
-            DType::F16 if self.chip.has("avx512fp16") => None,
+            DType::F16 if target::computes_f16(self.chip) => None,
             d if d.is_float() => Some(DType::F32),
             _ => None,
         }

@@ -1,5 +1,6 @@
 //! Loads, stores, gathers, scatters and atomics.
 
+use crate::target;
 use super::emit::{self, Reg, V, as_int, int};
 use super::layout::{Chunk, Geometry, Layout};
 use super::{Fun, Result, Tile, Value, View, broken};
@@ -615,7 +616,7 @@ impl Fun<'_> {
 
     /// Loads from single addresses where the mask is true, `other` elsewhere.
     fn gather_from(&mut self, mem: Reg, n: usize, at: &[V], mask: &V, other: &V, scope: &str) -> V {
-        if n > 1 && mem.bits() >= 32 && self.chip.has("avx512f") {
+        if n > 1 && mem.bits() >= 32 && target::gathers(self.chip) {
             let mut pointers: V = "poison".into();
             for (i, p) in at.iter().enumerate() {
                 pointers = self.def(format_args!("insertelement <{n} x ptr> {pointers}, ptr {p}, i64 {i}"));
@@ -923,7 +924,7 @@ impl Fun<'_> {
                 continue;
             }
             let other = self.memory_constant(dtype, pad, n);
-            let x = if n > 1 && mem.bits() >= 32 && self.chip.has("avx512f") {
+            let x = if n > 1 && mem.bits() >= 32 && target::gathers(self.chip) {
                 let at = self.def(format_args!(
                     "getelementptr {}, ptr {}, {} {wide}",
                     mem.ty(1),

@@ -5,6 +5,7 @@
 //! LLVM's to give: the `internal` intrinsics. LLVM spills well but moves no loads, so loads stand next to
 //! their use and at most 8 squares are alive.
 
+use crate::target;
 use super::emit::{Reg, V};
 use super::layout::Layout;
 use super::memory::Direct;
@@ -98,7 +99,7 @@ impl Fun<'_> {
     }
 
     fn multiply_add(&mut self, dtype: DType, n: usize, a: &V, b: &V, c: &V, inst: &Inst) -> Result<V> {
-        if dtype.is_float() && (self.chip.has("fma") || self.computes_in(dtype).is_some()) {
+        if dtype.is_float() && (target::fused(self.chip) || self.computes_in(dtype).is_some()) {
             return self.fma(dtype, n, a, b, c, inst.flags);
         }
         if dtype.is_float() {

@@ -20,7 +20,7 @@ mod mma;
 mod reduce;
 mod shape;
 
-use crate::Entry;
+use crate::{Entry, target};
 use emit::V;
 use layout::Layout;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -251,10 +251,11 @@ impl<'k> Fun<'k> {
             let _ = writeln!(w, "{d}");
         }
         let tune = self.chip.llvm_tune.as_ref().map(|t| format!(" \"tune-cpu\"=\"{t}\"")).unwrap_or_default();
+        let vscale = target::vscale(self.chip).map(|k| format!(" vscale_range({k},{k})")).unwrap_or_default();
         let _ = writeln!(
             w,
             "define void @{SYMBOL}(ptr readonly noalias %bufs, ptr readonly noalias %scalars, \
-             ptr readonly noalias %grid, i64 %first, i64 %last, ptr %scratch) nounwind \"no-builtins\"{tune} {{\nentry:"
+             ptr readonly noalias %grid, i64 %first, i64 %last, ptr %scratch) nounwind \"no-builtins\"{tune}{vscale} {{\nentry:"
         );
         w.push_str(&self.out);
         w.push_str("}\n");
