@@ -18,10 +18,10 @@ pub mod llvm;
 #[cfg(any(feature = "llvm", feature = "llvm-static"))]
 pub mod lower;
 mod pool;
-#[cfg_attr(not(any(feature = "llvm", feature = "llvm-static")), expect(dead_code))]
-mod target;
 #[cfg(any(feature = "llvm", feature = "llvm-static"))]
 pub mod probe;
+#[cfg_attr(not(any(feature = "llvm", feature = "llvm-static")), expect(dead_code))]
+mod target;
 
 pub use artifact::{Artifact, Entry};
 #[cfg(any(feature = "llvm", feature = "llvm-static"))]

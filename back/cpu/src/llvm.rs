@@ -60,6 +60,10 @@ impl Target {
             // LLVM would otherwise split wide vectors on processors whose clock once suffered from them.
             ("x86_64", _) => features.push("-prefer-256-bit".to_string()),
             ("riscv64", bits @ 1..) => features.push(format!("+zvl{bits}b")),
+            // LLVM takes vectors for granted on this architecture.
+            ("loongarch64", _) => {
+                features.extend(["lsx", "lasx"].iter().filter(|f| !chip.has(f)).map(|f| format!("-{f}")));
+            }
             _ => {}
         }
         Ok(Target { triple: format!("{}-unknown-linux-gnu", chip.arch), cpu, features: features.join(",") })

@@ -86,6 +86,7 @@ fn bad_text_and_outside_calls_are_errors() {
 fn damaged_artifacts_are_errors() {
     let artifact = Artifact {
         arch: "x86_64".into(),
+        vector: 0,
         features: vec!["avx2".into(), "fma".into()],
         entries: vec![Entry { name: "k".into(), offset: 3, scratch: 1 << 40, buffers: 2, scalars: 7 }],
         blob: (0..77).collect(),
@@ -101,9 +102,12 @@ fn damaged_artifacts_are_errors() {
         assert_eq!(Artifact::from_bytes(&flipped).unwrap_err().code(), "cpu-artifact");
     }
     let foreign = Artifact { arch: "abacus".into(), ..artifact.clone() };
-    assert_eq!(Loaded::new(&foreign).err().unwrap().code(), "cpu-feature");
-    let newer = Artifact { features: vec!["avx1024".into()], ..artifact };
+    assert_eq!(Loaded::new(&foreign).err().unwrap().code(), "cpu-architecture");
+    let newer = Artifact { features: vec!["avx1024".into()], ..artifact.clone() };
     assert_eq!(Loaded::new(&newer).err().unwrap().code(), "cpu-feature");
+    let here = || std::env::consts::ARCH.to_string();
+    let longer = Artifact { arch: here(), vector: 256, features: vec![], ..artifact };
+    assert_eq!(Loaded::new(&longer).err().unwrap().code(), "cpu-vector-length");
 }
 
 #[test]

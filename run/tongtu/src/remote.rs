@@ -37,7 +37,8 @@ impl Remote {
         shell.args(["-c", &format!("exec {command}")]);
         let device = start(&format!("agent:{command}"), shell)?;
         let hello = device.hello();
-        let none = || format!("no chip file describes a machine {} with {}", hello.arch, hello.features.join(", "));
+        let none =
+            || format!("no chip file describes a machine {} with {}", hello.arch, hello.features.join(", "));
         let chip = device.chip().ok_or_else(|| Error::Remote(none()))?;
         Ok(Remote { device: Arc::new(device), chip })
     }
@@ -85,7 +86,8 @@ pub fn installed(program: &str) -> bool {
 
 /// The agent for an architecture, built where it was not before.
 pub fn built(arch: &str) -> Result<std::path::PathBuf, Error> {
-    let root = cache::root().ok_or_else(|| Error::Remote("there is no folder to build the agent in".into()))?;
+    let root =
+        cache::root().ok_or_else(|| Error::Remote("there is no folder to build the agent in".into()))?;
     let folder = root.join("agents");
     let key = cache::key(&[SOURCE.as_bytes()]);
     let path = folder.join(format!("{arch}-{}", &key[..16]));

@@ -40,7 +40,9 @@ impl Line {
         let (found, answers) = channel();
         // Threads of their own, so that a program that does not read, or does not write, can be given up.
         if let (Some(mut input), Some(mut output)) = (child.stdin.take(), child.stdout.take()) {
-            std::thread::spawn(move || while waiting.recv().is_ok_and(|b| write_frame(&mut input, &b).is_ok()) {});
+            std::thread::spawn(
+                move || while waiting.recv().is_ok_and(|b| write_frame(&mut input, &b).is_ok()) {},
+            );
             std::thread::spawn(move || {
                 while let Some(frame) = read_frame(&mut output).transpose() {
                     let last = frame.is_err();
@@ -76,7 +78,9 @@ impl Line {
         }
         let result = match self.answers.recv_timeout(Duration::from_secs(seconds)) {
             Ok(Ok((got, body))) => answer(kind, got, body),
-            Ok(Err(Error::Ended(_))) | Err(RecvTimeoutError::Disconnected) => Err(Error::Ended(self.ending())),
+            Ok(Err(Error::Ended(_))) | Err(RecvTimeoutError::Disconnected) => {
+                Err(Error::Ended(self.ending()))
+            }
             Ok(Err(e)) => Err(e),
             Err(RecvTimeoutError::Timeout) => Err(Error::Late(seconds)),
         };
@@ -160,7 +164,9 @@ impl AgentDevice {
         let Hello { arch, vector, features } = &self.hello;
         let fits = |c: &Chip| {
             let length = target::vector_length(c);
-            c.arch == *arch && c.features.iter().all(|f| features.contains(f)) && (length == 0 || length == *vector)
+            c.arch == *arch
+                && c.features.iter().all(|f| features.contains(f))
+                && (length == 0 || length == *vector)
         };
         Chip::families().filter(fits).max_by_key(|c| c.features.len())
     }

@@ -1,9 +1,9 @@
 //! Conversions between element types.
 
 use super::elem::no;
-use crate::target;
 use super::emit::{Reg, V, int, real};
 use super::{Fun, Result};
+use crate::target;
 use tongtu_tensor::{CastMode, DType, FloatFormat, Num, Overflow, Rounding};
 
 /// Whether a float lives as its code.
@@ -237,7 +237,9 @@ impl Fun<'_> {
         let k = |x: i64| int(Reg::I32, x, n);
         match from {
             DType::F32 | DType::F64 => return Ok(x.clone()),
-            DType::F16 if target::casts_f16(self.chip) => return Ok(self.conv("fpext", &Reg::F16.ty(n), x, &fty)),
+            DType::F16 if target::casts_f16(self.chip) => {
+                return Ok(self.conv("fpext", &Reg::F16.ty(n), x, &fty));
+            }
             _ => {}
         }
         let code = match from {

@@ -1,8 +1,8 @@
 //! Elementwise instructions, chunk by chunk.
 
-use crate::target;
 use super::emit::{self, Reg, V, int, real};
 use super::{Fun, Refusal, Result, broken};
+use crate::target;
 use std::collections::HashMap;
 use tongtu_tensor::scalar::{Binary, Compare, Unary};
 use tongtu_tensor::{DType, Num};

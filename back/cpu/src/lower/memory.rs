@@ -1,9 +1,9 @@
 //! Loads, stores, gathers, scatters and atomics.
 
-use crate::target;
 use super::emit::{self, Reg, V, as_int, int};
 use super::layout::{Chunk, Geometry, Layout};
 use super::{Fun, Result, Tile, Value, View, broken};
+use crate::target;
 use std::collections::HashMap;
 use tongtu_tensor::{Combiner, DType, Num};
 use tongtu_tile::{Factor, Inst, Ordering, TileMap, Val};

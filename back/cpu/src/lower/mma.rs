@@ -5,11 +5,11 @@
 //! LLVM's to give: the `internal` intrinsics. LLVM spills well but moves no loads, so loads stand next to
 //! their use and at most 8 squares are alive.
 
-use crate::target;
 use super::emit::{Reg, V};
 use super::layout::Layout;
 use super::memory::Direct;
 use super::{Fun, Result, Tile, Value};
+use crate::target;
 use tongtu_chip::Chip;
 use tongtu_tensor::DType;
 use tongtu_tile::{Inst, Kernel, Val};
