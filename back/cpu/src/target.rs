@@ -46,3 +46,8 @@ pub(crate) fn computes_f16(chip: &Chip) -> bool {
 pub(crate) fn gathers(chip: &Chip) -> bool {
     any(chip, &[("x86_64", "avx512f"), ("aarch64", "sve"), ("riscv64", "v")])
 }
+
+/// Whether it rounds floats to whole numbers in the direction asked for.
+pub(crate) fn rounds(chip: &Chip) -> bool {
+    chip.arch != "loongarch64" || chip.has("lsx")
+}

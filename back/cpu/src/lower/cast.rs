@@ -4,6 +4,7 @@ use super::elem::no;
 use super::emit::{Reg, V, int, real};
 use super::{Fun, Result};
 use crate::target;
+use tongtu_tensor::scalar::Unary;
 use tongtu_tensor::{CastMode, DType, FloatFormat, Num, Overflow, Rounding};
 
 /// Whether a float lives as its code.
@@ -215,7 +216,7 @@ impl Fun<'_> {
             self.conv("fptosi", &fty, &x, &ity)
         } else {
             let scaled = self.bin("fmul", &fty, &x, &real(reg, pow2(-64), n));
-            let turns = self.call(&fty, &format!("llvm.trunc.{}", reg.suffix(n)), &[(&fty, &scaled)]);
+            let turns = self.whole(Unary::Trunc, reg, n, &scaled);
             let whole = self.bin("fmul", &fty, &turns, &real(reg, pow2(64), n));
             let rest = self.bin("fsub", &fty, &x, &whole);
             let a = self.call(&fty, &fabs, &[(&fty, &rest)]);

@@ -126,10 +126,9 @@ impl Fun<'_> {
         let name = match op {
             Unary::Neg => return Ok(self.def(format_args!("fneg {ty} {x}"))),
             Unary::Abs => "fabs",
-            Unary::Floor => "floor",
-            Unary::Ceil => "ceil",
-            Unary::Trunc => "trunc",
-            Unary::RoundEven => "roundeven",
+            Unary::Floor | Unary::Ceil | Unary::Trunc | Unary::RoundEven => {
+                return Ok(self.whole(op, reg, n, x));
+            }
             Unary::Sqrt => "sqrt",
             Unary::IsNan => return Ok(self.cmp("fcmp uno", &ty, x, &real(reg, 0.0, n))),
             Unary::IsInf => {
@@ -152,6 +151,44 @@ impl Fun<'_> {
             _ => return no(format!("'{op}' is expanded into other instructions before it gets here")),
         };
         Ok(self.math(name, reg, n, &[x]))
+    }
+
+    /// A float rounded to a whole number, in one of four ways.
+    pub(super) fn whole(&mut self, op: Unary, reg: Reg, n: usize, x: &V) -> V {
+        let name = match op {
+            Unary::Floor => "floor",
+            Unary::Ceil => "ceil",
+            Unary::Trunc => "trunc",
+            _ => "roundeven",
+        };
+        if target::rounds(self.chip) {
+            return self.math(name, reg, n, &[x]);
+        }
+        // Adding a number whose last place is 1, and taking it away, rounds to even; a step then goes the way asked for. Numbers
+        // beyond it are whole already, and NaN stays.
+        let ty = reg.ty(n);
+        let large = real(reg, if reg == Reg::F32 { 8388608.0 } else { 4503599627370496.0 }, n);
+        let size = self.math("fabs", reg, n, &[x]);
+        let up = self.bin("fadd", &ty, &size, &large);
+        let near = self.bin("fsub", &ty, &up, &large);
+        let of = if op == Unary::Trunc { &size } else { x };
+        let near = if op == Unary::Trunc { near } else { self.math("copysign", reg, n, &[&near, x]) };
+        let step = match op {
+            Unary::Floor | Unary::Trunc => Some(("fcmp ogt", -1.0)),
+            Unary::Ceil => Some(("fcmp olt", 1.0)),
+            _ => None,
+        };
+        let whole = match step {
+            Some((past, by)) => {
+                let wrong = self.cmp(past, &ty, &near, of);
+                let moved = self.bin("fadd", &ty, &near, &real(reg, by, n));
+                self.choose(n, &wrong, &ty, &moved, &near)
+            }
+            None => near,
+        };
+        let whole = self.math("copysign", reg, n, &[&whole, x]);
+        let small = self.cmp("fcmp olt", &ty, &size, &large);
+        self.choose(n, &small, &ty, &whole, x)
     }
 
     fn int_unary(&mut self, op: Unary, dtype: DType, reg: Reg, n: usize, x: &V) -> Result<V> {
