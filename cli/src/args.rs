@@ -349,6 +349,9 @@ pub struct ConformChipArgs {
     /// Write the report as one page of HTML.
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
+    /// Keep each verdict in this file, and take from it those that this very program gave for the chip before.
+    #[arg(long, value_name = "FILE", conflicts_with = "random")]
+    pub resume: Option<PathBuf>,
 }
 
 /// `2/8` as numbers.

@@ -33,7 +33,7 @@ pub enum Stopped {
     Died,
 }
 
-/// A process that answers each line with a line. It ends with this value.
+/// A process that answers each line with a line. It ends with this value, and what it started with it.
 pub struct Worker {
     child: Child,
     answers: Receiver<String>,
@@ -46,6 +46,8 @@ impl Worker {
     /// The program cannot be started, or ends, or is not ready in time.
     pub fn start(mut command: Command, limit: Duration) -> std::io::Result<Worker> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut child = command.spawn()?;
         let (send, answers) = channel();
         if let Some(out) = child.stdout.take() {
@@ -91,6 +93,11 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
+        #[cfg(unix)]
+        let _ = rustix::process::kill_process_group(
+            rustix::process::Pid::from_child(&self.child),
+            rustix::process::Signal::KILL,
+        );
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -155,7 +162,7 @@ pub fn serve(target: Target<'_>) -> std::io::Result<()> {
 }
 
 /// Runs programs in as many workers as said, each of which `worker` starts. A batch that a worker does not answer within `limit`, or
-/// ends over, is tried again program by program, each in a worker that has done nothing else wrong. `done` is told of every program.
+/// ends over, is tried again program by program, each in a worker that has done nothing else wrong. `done` is told of every program's cases.
 ///
 /// # Errors
 /// A worker cannot be started.
@@ -164,11 +171,11 @@ pub fn run(
     worker: &(dyn Fn() -> Command + Sync),
     workers: usize,
     limit: Duration,
-    done: &(dyn Fn() + Sync),
+    done: &(dyn Fn(&[Outcome]) + Sync),
 ) -> std::io::Result<Vec<Outcome>> {
     let batches: Vec<&[Program]> = programs.chunks(BATCH).collect();
     let next = AtomicUsize::new(0);
-    let all: Mutex<Vec<(usize, Vec<Ran>)>> = Mutex::new(Vec::new());
+    let all: Mutex<Vec<(usize, Vec<Outcome>)>> = Mutex::new(Vec::new());
     let serve = || -> std::io::Result<()> {
         let mut place: Option<Worker> = None;
         while let Some((i, batch)) = {
@@ -191,8 +198,11 @@ pub fn run(
                     ran
                 }
             };
-            batch.iter().for_each(|_| done());
-            all.lock().unwrap_or_else(PoisonError::into_inner).push((i, ran));
+            for (p, r) in batch.iter().zip(&ran) {
+                let cases = outcomes(p, r);
+                done(&cases);
+                all.lock().unwrap_or_else(PoisonError::into_inner).push((i, cases));
+            }
         }
         Ok(())
     };
@@ -206,8 +216,7 @@ pub fn run(
     })?;
     let mut all = all.into_inner().unwrap_or_else(PoisonError::into_inner);
     all.sort_by_key(|d| d.0);
-    let ran = all.into_iter().flat_map(|d| d.1);
-    Ok(programs.iter().zip(ran).flat_map(|(p, r)| outcomes(p, &r)).collect())
+    Ok(all.into_iter().flat_map(|d| d.1).collect())
 }
 
 /// Asks the worker in place, or a new one; one that fails is dropped.

@@ -116,7 +116,7 @@ fn what_hangs_or_crashes_is_a_failure() {
   store %v[%zero], %one {map = [1@0], inside = [true]}";
     let programs = [kernel(""), kernel(forever), kernel(""), kernel(crash), kernel("")];
     let outcomes =
-        isolate::run(&programs, &worker_command, 1, Duration::from_secs(3), &|| ()).expect("workers");
+        isolate::run(&programs, &worker_command, 1, Duration::from_secs(3), &|_| ()).expect("workers");
     let found: Vec<(Verdict, &str)> = outcomes.iter().map(|o| (o.verdict, o.detail.as_str())).collect();
     let (pass, late) = ((Verdict::Pass, ""), (Verdict::Fail, "not done after 3 s"));
     assert_eq!(found, [pass, late, pass, (Verdict::Fail, "the process died"), pass]);
@@ -128,7 +128,7 @@ fn the_host_is_as_its_list_says() {
     let chip = Chip::host().expect("a description of this machine");
     let start = std::time::Instant::now();
     let workers = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let outcomes = isolate::run(&programs, &worker_command, workers, LIMIT, &|| ()).expect("workers");
+    let outcomes = isolate::run(&programs, &worker_command, workers, LIMIT, &|_| ()).expect("workers");
     eprintln!("{} programs, {} cases in {:.1?}", programs.len(), outcomes.len(), start.elapsed());
     if std::env::var_os("TONGTU_UPDATE").is_some() {
         let verdicts = if whole { outcomes.clone() } else { refused(&chip) };
