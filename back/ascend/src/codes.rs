@@ -10,6 +10,9 @@ use tongtu_tile::{Block, Inst, Kernel, Op, ParamKind, Ty, Val};
 use crate::emit::Emit;
 use crate::legal::{has_type, is_950};
 
+/// Steps along a product's summed dim that a matrix unit takes at a time.
+const STEP: usize = 16;
+
 /// Whether elements of a type are held as codes in a byte each, from the low bits up: narrow floats that the chip lacks, and whatever is
 /// less than a byte.
 fn is_code(d: DType, chip: &Chip) -> bool {
@@ -34,8 +37,8 @@ pub(crate) fn as_codes(kernel: &Kernel, chip: &Chip) -> (Kernel, HashSet<Val>) {
         }
     }
     let body = std::mem::take(&mut k.body);
-    let loose = HashSet::new();
-    let mut held = Held { was: &kernel.types, types: &mut k.types, chip, loose, out: Vec::new() };
+    let (loose, loaded) = (HashSet::new(), HashSet::new());
+    let mut held = Held { was: &kernel.types, types: &mut k.types, chip, loose, loaded, out: Vec::new() };
     let body = held.block(body);
     let mut bytes = Bytes { types: &mut k.types, of: HashMap::new(), twins: HashSet::new() };
     k.body = bytes.block(body);
@@ -63,6 +66,8 @@ struct Held<'a> {
     chip: &'a Chip,
     /// What is made of elements that were read one by one.
     loose: HashSet<Val>,
+    /// Blocks as they lie in memory, turned or of another type at most.
+    loaded: HashSet<Val>,
     out: Vec<Inst>,
 }
 
@@ -73,7 +78,7 @@ impl Held<'_> {
             let first = inst.operands.first().map(|&v| self.was(v));
             let read = match &inst.op {
                 Op::Load { map, inside, .. } if Emit::is_window(map, inside) => {
-                    is_950(self.chip) && first.is_some_and(|d| d.bits() < 8)
+                    first.is_some_and(|d| d.bits() < 8)
                 }
                 Op::Load { .. } => true,
                 _ => false,
@@ -81,6 +86,16 @@ impl Held<'_> {
             if read || inst.operands.iter().any(|v| self.loose.contains(v)) {
                 self.loose.extend(&inst.results);
                 inst.blocks.iter().for_each(|b| self.loose.extend(&b.params));
+            }
+            let as_before = match inst.op {
+                Op::Load { .. } => true,
+                Op::Permute { .. } | Op::Reshape { .. } | Op::Cast { .. } | Op::Bitcast { .. } => {
+                    inst.operands.iter().all(|v| self.loaded.contains(v))
+                }
+                _ => false,
+            };
+            if as_before {
+                self.loaded.extend(&inst.results);
             }
             inst.blocks = std::mem::take(&mut inst.blocks).into_iter().map(|b| self.block(b)).collect();
             self.inst(inst);
@@ -121,6 +136,12 @@ impl Held<'_> {
             Op::Alloc { dtype, .. } | Op::Bitcast { to: dtype } => plain(dtype, chip),
             _ => {}
         }
+        if matches!(inst.op, Op::Mma {}) && self.is_thin(&inst) {
+            let mut m = Make::new(self, &inst, inst.results[0]);
+            m.widen_product(&mut inst);
+            let made = m.end();
+            self.out.extend(made);
+        }
         let loose = |v: &Val| self.loose.contains(v);
         if matches!(inst.op, Op::Mma {}) && inst.operands[1..].iter().any(loose) {
             // The vendor's compiler fails on a matrix unit's operands that scalars have written.
@@ -148,6 +169,13 @@ impl Held<'_> {
             return self.cast(inst, from, to, mode);
         }
         self.out.push(inst);
+    }
+
+    /// Whether one chip's compiler fails on a product: of a computed left operand that is no multiple of a matrix unit's step wide.
+    fn is_thin(&self, product: &Inst) -> bool {
+        let a = product.operands[1];
+        let width = self.types[a.index()].as_tile().and_then(|t| t.1.last().copied()).unwrap_or(STEP);
+        is_950(self.chip) && !self.loaded.contains(&a) && !width.is_multiple_of(STEP)
     }
 
     /// A conversion from or to what is held as codes.
@@ -293,6 +321,21 @@ impl<'h, 'a> Make<'h, 'a> {
             let sum = if last { inst.results[0] } else { self.held.like(self.shape, d) };
             self.push(Op::Binary(Binary::Add), &[acc, product], sum);
             acc = sum;
+        }
+    }
+
+    /// Zeros after a product's operands along the summed dim, up to a step of the matrix unit.
+    fn widen_product(&mut self, inst: &mut Inst) {
+        for (operand, dim) in [(1, 1), (2, 0)] {
+            let v = inst.operands[operand];
+            let Ty::Tile { dtype, shape } = self.held.types[v.index()].clone() else { continue };
+            let (mut rest, mut whole) = (shape.clone(), shape);
+            whole[dim] = whole[dim].next_multiple_of(STEP);
+            rest[dim] = whole[dim] - rest[dim];
+            let [zeros, wide] = [&rest, &whole].map(|s| self.held.value(Ty::tile(dtype, s)));
+            self.push(Op::Full { dtype, shape: rest, value: Num::Int(0) }, &[], zeros);
+            self.push(Op::Concat { dim }, &[v, zeros], wide);
+            inst.operands[operand] = wide;
         }
     }
 

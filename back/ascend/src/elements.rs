@@ -5,8 +5,44 @@ use tongtu_tensor::{Combiner, DType, Num};
 use tongtu_tile::{Inst, TileMap, Val};
 
 use crate::emit::{Emit, Slot, Text, ViewSlot, constant, mlir, shaped};
+use crate::legal::is_950;
 
 impl Emit<'_> {
+    /// Memory that a loop over elements writes, and its type. Where the dims of what it holds are changed later, one chip's compiler moves a
+    /// copy that this takes before the loop, unless the loop writes through a view.
+    fn home(&mut self, shape: &[usize], element: &str) -> (String, String) {
+        let local = self.fresh();
+        if shape.len() < 2 || is_950(self.chip) {
+            let ty = format!("memref<{}>", shaped(shape, element));
+            self.line(format!("{local} = memref.alloc() : {ty}"));
+            return (local, ty);
+        }
+        let flat = format!("memref<{}>", shaped(&[shape.iter().product()], element));
+        self.line(format!("{local} = memref.alloc() : {flat}"));
+        let list = |s: &[usize]| s.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+        let strides: Vec<usize> = (1..=shape.len()).map(|d| shape[d..].iter().product()).collect();
+        let (sizes, strides, view) = (list(shape), list(&strides), self.fresh());
+        let ty = format!("memref<{}, strided<[{strides}]>>", shaped(shape, element));
+        self.line(format!(
+            "{view} = memref.reinterpret_cast {local} to offset: [0], sizes: [{sizes}], strides: [{strides}] : {flat} to {ty}"
+        ));
+        (view, ty)
+    }
+
+    /// What a loop over elements has written, as a tensor.
+    fn written(&mut self, home: &str, ty: &str, shape: &[usize], element: &str) -> String {
+        let (mut home, t) = (home.to_string(), self.fresh());
+        let plain = format!("memref<{}>", shaped(shape, element));
+        if ty != plain {
+            let copy = self.fresh();
+            self.line(format!("{copy} = memref.alloc() : {plain}"));
+            self.line(format!("memref.copy {home}, {copy} : {ty} to {plain}"));
+            home = copy;
+        }
+        self.line(format!("{t} = bufferization.to_tensor {home} restrict writable : {plain}"));
+        t
+    }
+
     /// Loops over all coordinates of a shape; the body gets their names.
     fn each(&mut self, shape: &[usize], body: &mut dyn FnMut(&mut Self, &[String]) -> Text<()>) -> Text<()> {
         let bounds: Vec<String> = shape.iter().map(|&n| self.index_constant(n)).collect();
@@ -208,15 +244,13 @@ impl Emit<'_> {
             self.define(result, Slot::Value(v));
             return Ok(());
         }
-        let ty = format!("memref<{}>", shaped(&shape, &mlir(d)));
-        let (local, t) = (self.fresh(), self.fresh());
-        self.line(format!("{local} = memref.alloc() : {ty}"));
+        let (local, ty) = self.home(&shape, &mlir(d));
         self.each(&shape, &mut |e, at| {
             let v = element(e, at)?;
             e.line(format!("memref.store {v}, {local}[{}] : {ty}", at.join(", ")));
             Ok(())
         })?;
-        self.line(format!("{t} = bufferization.to_tensor {local} restrict writable : {ty}"));
+        let t = self.written(&local, &ty, &shape, &mlir(d));
         let t = self.truth_values(t, d, &shape);
         self.define(result, Slot::Value(t));
         Ok(())
@@ -318,14 +352,7 @@ impl Emit<'_> {
         let to: Vec<usize> =
             if scan.is_some() { shape.clone() } else { kept.iter().map(|&d| shape[d]).collect() };
         let home: Vec<usize> = if to.is_empty() { vec![1] } else { to.clone() };
-        let locals: Vec<(String, String)> = tys
-            .iter()
-            .map(|&d| {
-                let (name, ty) = (self.fresh(), format!("memref<{}>", shaped(&home, &mlir(d))));
-                self.line(format!("{name} = memref.alloc() : {ty}"));
-                (name, ty)
-            })
-            .collect();
+        let locals: Vec<(String, String)> = tys.iter().map(|&d| self.home(&home, &mlir(d))).collect();
         let outer: Vec<usize> = kept.iter().map(|&d| shape[d]).collect();
         let inner: Vec<usize> = along.iter().map(|&d| shape[d]).collect();
         let yields = tys.iter().map(|&d| mlir(d)).collect::<Vec<_>>().join(", ");
@@ -403,8 +430,7 @@ impl Emit<'_> {
             Ok(())
         })?;
         for ((&v, (name, ty)), &d) in inst.results.iter().zip(&locals).zip(&tys) {
-            let t = self.fresh();
-            self.line(format!("{t} = bufferization.to_tensor {name} restrict writable : {ty}"));
+            let t = self.written(name, ty, &home, &mlir(d));
             let t = self.reshaped(&t, &mlir(d), &home, &to);
             self.define(v, Slot::Value(t));
         }

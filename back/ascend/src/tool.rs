@@ -16,6 +16,8 @@ use sha2::{Digest, Sha256};
 use tongtu_chip::Chip;
 use tongtu_plan::backend::CompileError;
 
+use crate::legal::is_950;
+
 /// The pinned version.
 pub const VERSION: &str = "1.2.0";
 /// What the pinned package's file is: `pip` takes no other.
@@ -76,11 +78,11 @@ impl Verdict {
 /// The last point in the pipeline where vector operations are still those of the kernel: after memory planning, synchronisation and the split
 /// into cores, before library calls and intrinsics.
 fn last_pass(chip: &Chip) -> &'static str {
-    if chip.arch.contains("950") { "convert-vector-to-hivmave" } else { "convert-hivm-to-std" }
+    if is_950(chip) { "convert-vector-to-hivmave" } else { "convert-hivm-to-std" }
 }
 
 fn program_name(chip: &Chip) -> &'static str {
-    if chip.arch.contains("950") { "bishengir-compile-a5" } else { "bishengir-compile" }
+    if is_950(chip) { "bishengir-compile-a5" } else { "bishengir-compile" }
 }
 
 /// Where the package's programs may lie: the search path, then this project's cache.
@@ -204,7 +206,7 @@ impl Tool {
     /// # Errors
     /// [`CompileError::Toolchain`] where there is no `hivmc`, else what the program says.
     pub fn object(&self, text: &str, chip: &Chip) -> Result<PathBuf, CompileError> {
-        let name = if chip.arch.contains("950") { "hivmc-a5" } else { "hivmc" };
+        let name = if is_950(chip) { "hivmc-a5" } else { "hivmc" };
         let home = std::env::var_os("ASCEND_HOME_PATH").map(|h| PathBuf::from(h).join("bin"));
         let path = std::env::var_os("PATH").unwrap_or_default();
         let found = home.into_iter().chain(std::env::split_paths(&path)).find(|d| d.join(name).is_file());
@@ -285,7 +287,7 @@ impl Tool {
         if called.is_empty() {
             return Ok(Vec::new());
         }
-        let family = if chip.arch.contains("950") { "c310" } else { "c220" };
+        let family = if is_950(chip) { "c310" } else { "c220" };
         let folder = self.program.parent().and_then(Path::parent).map(|p| p.join("lib")).unwrap_or_default();
         static NAMES: Mutex<BTreeMap<(PathBuf, &str), Names>> = Mutex::new(BTreeMap::new());
         let mut known = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
@@ -311,7 +313,11 @@ impl Tool {
         let path = std::iter::once(dir.to_path_buf()).chain(std::env::split_paths(&path));
         let path = std::env::join_paths(path).map_err(std::io::Error::other)?;
         let log = std::fs::File::create(dir.join("log"))?;
-        let mut child = Command::new(&self.program)
+        // Where this process is ended, that one ends by itself.
+        let most = 2 * PATIENCE.as_secs();
+        let mut child = Command::new("/bin/sh")
+            .args(["-c", &format!("ulimit -t {most}; exec \"$0\" \"$@\"")])
+            .arg(&self.program)
             .current_dir(dir)
             .env("PATH", path)
             .arg("kernel.mlir")

@@ -132,7 +132,7 @@ impl Simulator {
                 me,
                 vectors,
                 block,
-                pipes: Pipes::new(self.check, self.chip.arch.contains("950")),
+                pipes: Pipes::new(self.check, crate::legal::is_950(&self.chip)),
                 stack: 0,
                 mask: None,
                 steps: 0,
