@@ -114,6 +114,9 @@ pub struct ModelArgs {
     /// What f32 products with constants are computed in; bf16 rounds their operands, and results differ.
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     pub precision: Precision,
+    /// Ask for the same bits at any number of threads. They always are the same, at no cost.
+    #[arg(long)]
+    pub deterministic: bool,
     /// Run on a simulation of another chip, such as ascend-910b: slow, to prove what is compiled for it.
     #[arg(long, value_name = "CHIP")]
     pub simulate: Option<String>,
