@@ -19,7 +19,7 @@ use crate::run::{Ran, Target, outcomes, run_batch};
 use crate::{Outcome, Program};
 
 /// Programs given to a worker at a time.
-const BATCH: usize = 32;
+const BATCH: usize = 8;
 
 /// What a worker says first.
 pub const READY: &str = "ready";

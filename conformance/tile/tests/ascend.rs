@@ -26,6 +26,9 @@ fn part() -> Vec<Program> {
         "max/u64",
         "div/i64",
         "mod/u16",
+        "mma_scaled/f4e2m1-f8e8m0",
+        "program/flash-attention-9x24x16-4x8",
+        "program/block-scaled-matmul-f4e2m1",
     ];
     let chosen = |p: &Program| names.contains(&p.name());
     all.into_iter().filter(chosen).collect()
