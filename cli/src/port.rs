@@ -52,6 +52,10 @@ fn make(args: &PortArgs) -> Result<Report, Fail> {
     }
     let name = name(&args.model.model);
     let load = open::load(&args.model);
+    let is_config = args.model.model.extension().is_some_and(|e| e == "json");
+    if is_config && !args.check {
+        return Err(Fail::usage("a configuration has no weights to run: give --check"));
+    }
     let loaded = {
         let _wait = Progress::wait("loading");
         match args.check {
@@ -90,9 +94,13 @@ fn make(args: &PortArgs) -> Result<Report, Fail> {
     }
     let named: Vec<(&str, Value)> = inputs.iter().map(|(n, v)| (n.as_str(), v.clone())).collect();
     let mut chips: Vec<ChipReport> = Vec::new();
+    let mut state = args.model.state.clone();
+    if is_config {
+        state.push(("past.*".to_string(), "present.*".to_string()));
+    }
     for chip in &args.to {
         let _wait = Progress::wait("porting");
-        let mut report = port::check(&model, chip, &settings)?;
+        let mut report = port::check(&model, chip, &settings, &state)?;
         if depth != Depth::Check && report.verdict != port::report::Verdict::Fails {
             let chip = Chip::builtin(chip).map_err(tongtu::Error::from)?;
             let here = chip.name == "host";

@@ -17,6 +17,9 @@ pub enum Error {
     /// A model file.
     #[error(transparent)]
     Onnx(#[from] OnnxError),
+    /// A decoder's configuration.
+    #[error(transparent)]
+    Llm(#[from] tongtu_llm::LlmError),
     /// A graph, or its evaluation by the interpreter.
     #[error(transparent)]
     Graph(#[from] GraphError),
@@ -96,6 +99,16 @@ pub enum Error {
     /// A machine that an agent or an emulator is, or should be.
     #[error("[A012] {0}")]
     Remote(String),
+    /// A model without weights, where they are needed.
+    #[error(
+        "[A013] the weights of {model} are not here, such as those of {place}: it can be checked, not run"
+    )]
+    NoWeights {
+        /// The model.
+        model: String,
+        /// Where the first is used.
+        place: String,
+    },
     /// An output that is not there.
     #[error("[A006] the model has no output '{name}'; its outputs are {outputs}")]
     UnknownOutput {
@@ -161,6 +174,7 @@ impl Error {
             Error::NoDevice(_) => {
                 "`tongtu compile --chip` compiles for it; `--simulate` runs a chip's simulation, where there is one"
             }
+            Error::NoWeights { .. } => "`tongtu port MODEL --to CHIP --check` needs no weights",
             Error::Chip(_) => "`tongtu chips` lists the chips",
             _ => return None,
         })

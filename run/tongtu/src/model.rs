@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use tongtu_graph::Module;
 use tongtu_graph::eval::{self, HostValue};
+use tongtu_graph::{Module, Op};
 use tongtu_onnx::{Loaded, OnnxError, Port};
 use tongtu_plan::Plan;
 use tongtu_plan::bundle::{self, Info};
@@ -39,6 +39,27 @@ fn ties(given: &[(String, String)], inputs: &[Port]) -> Vec<(String, String)> {
         }
     }
     pairs
+}
+
+/// Ties inputs to outputs of a module; gives the dim along which each grows.
+pub(crate) fn tie(
+    module: &mut Module,
+    inputs: &[Port],
+    outputs: &[Port],
+    state: &[(String, String)],
+) -> Result<Vec<usize>, Error> {
+    let mut axes = Vec::new();
+    for (input, output) in &ties(state, inputs) {
+        let fail = |detail: String| Error::State { input: input.clone(), output: output.clone(), detail };
+        let place = |ports: &[Port], what: &str, name: &String| {
+            let names = || ports.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ");
+            let found = ports.iter().position(|p| p.name == *name);
+            found.ok_or_else(|| fail(format!("there is no {what} '{name}'; there are {}", names())))
+        };
+        let (i, o) = (place(inputs, "input", input)?, place(outputs, "output", output)?);
+        axes.push(tongtu_compile::state::tie(module, i, o).map_err(fail)?);
+    }
+    Ok(axes)
 }
 
 impl Model {
@@ -93,6 +114,41 @@ impl Model {
         Ok(Model { loaded, name: "model".to_string() })
     }
 
+    /// A decoder from the configuration of its checkpoint, a `config.json`: its weights are absent, which is enough to
+    /// [check](crate::port::check) it. State is tied: `past.*` to `present.*`.
+    ///
+    /// # Errors
+    /// What is wrong with the configuration, or not known of it.
+    pub fn from_config(path: impl AsRef<Path>) -> Result<Model, Error> {
+        let path = path.as_ref();
+        let decoder = tongtu_llm::decoder(&tongtu_llm::Config::read(path)?)?;
+        let g = &decoder.module.graph;
+        let ports = |names: Vec<String>, values: &[tongtu_graph::ValueId]| -> Vec<Port> {
+            names.into_iter().zip(values).map(|(name, &v)| Port { name, ty: g.ty(v).clone() }).collect()
+        };
+        let inputs = ports(decoder.inputs, &g.inputs);
+        let outputs = ports(decoder.outputs, &g.outputs);
+        let loaded = Loaded {
+            inputs,
+            outputs,
+            module: decoder.module,
+            metadata: Vec::new(),
+            opsets: Default::default(),
+            producer: String::new(),
+            ir_version: 0,
+            operators: Vec::new(),
+            files: vec![path.to_path_buf()],
+        };
+        let name = path.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        Ok(Model { loaded, name })
+    }
+
+    /// The name of a weight that nobody has, if there is one: then the model can be checked, not run.
+    pub(crate) fn absent(&self) -> Option<String> {
+        let absent = |n: &&tongtu_graph::Node| matches!(&n.op, Op::Constant { value } if value.is_absent());
+        self.module().graph.nodes.iter().find(absent).map(|n| n.loc.to_string())
+    }
+
     /// The graph it became.
     pub fn module(&self) -> &Module {
         &self.loaded.module
@@ -144,18 +200,11 @@ impl Model {
     }
 
     pub(crate) fn into_plan(self, options: &Options) -> Result<Plan, Error> {
-        let Loaded { mut module, inputs, outputs, .. } = self.loaded;
-        let mut axes = Vec::new();
-        for (input, output) in &ties(&options.state, &inputs) {
-            let fail = |detail: String| Error::State { input: input.clone(), output: output.clone(), detail };
-            let place = |ports: &[Port], what: &str, name: &String| {
-                let names = || ports.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ");
-                let found = ports.iter().position(|p| p.name == *name);
-                found.ok_or_else(|| fail(format!("there is no {what} '{name}'; there are {}", names())))
-            };
-            let (i, o) = (place(&inputs, "input", input)?, place(&outputs, "output", output)?);
-            axes.push(tongtu_compile::state::tie(&mut module, i, o).map_err(fail)?);
+        if let Some(place) = self.absent() {
+            return Err(Error::NoWeights { model: self.name, place });
         }
+        let Loaded { mut module, inputs, outputs, .. } = self.loaded;
+        let axes = tie(&mut module, &inputs, &outputs, &options.state)?;
         let mut plan = pipeline::compile(module, options)?;
         plan.state.iter_mut().zip(axes).for_each(|(s, axis)| s.axis = axis);
         let names = |ports: &'_ [Port]| ports.iter().map(|p| p.name.clone()).collect::<Vec<_>>();
@@ -183,6 +232,9 @@ impl Model {
         &self,
         inputs: &[(&str, V)],
     ) -> Result<Outputs, Error> {
+        if let Some(place) = self.absent() {
+            return Err(Error::NoWeights { model: self.name.clone(), place });
+        }
         let types: Vec<String> = self
             .loaded
             .inputs

@@ -14,7 +14,7 @@ use tongtu_port::prove::{self, Ran};
 
 use crate::conform::with_target;
 use crate::error::Error;
-use crate::model::{LoadOptions, Model};
+use crate::model::{LoadOptions, Model, tie};
 use crate::options::Options;
 use crate::session::Outputs;
 
@@ -26,6 +26,10 @@ const INTERPRETED: f64 = 3e9;
 /// # Errors
 /// As for [`Model::load_with`].
 pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Model, Error> {
+    let path = path.as_ref();
+    if path.extension().is_some_and(|e| e == "json") {
+        return Model::from_config(path);
+    }
     Model::load_with(path, &LoadOptions { without_weights: true, ..options.clone() })
 }
 
@@ -44,8 +48,16 @@ pub fn gaps(error: &Error) -> Option<Vec<Gap>> {
 ///
 /// # Errors
 /// There is no such chip, no compiler for it in this build, or the graph is broken.
-pub fn check(model: &Model, chip: &str, settings: &Settings) -> Result<ChipReport, Error> {
-    let report = with_target(chip, |t| tongtu_port::check(model.module(), t.chip, t.compiler, settings))?;
+pub fn check(
+    model: &Model,
+    chip: &str,
+    settings: &Settings,
+    state: &[(String, String)],
+) -> Result<ChipReport, Error> {
+    let mut module = model.module().clone();
+    let loaded = model.loaded();
+    tie(&mut module, &loaded.inputs, &loaded.outputs, state)?;
+    let report = with_target(chip, |t| tongtu_port::check(&module, t.chip, t.compiler, settings))?;
     Ok(report?)
 }
 
