@@ -85,7 +85,7 @@ pub(crate) fn finding(code: &str, weight: Weight, what: impl Into<String>, at: i
 pub fn gaps(chip: &Chip, gaps: &[Gap]) -> ChipReport {
     let mut report = empty(chip);
     for g in gaps {
-        report.findings.push(finding("T002", Weight::Failure, format!("{}: {}", g.op, g.why), &g.at));
+        report.findings.push(finding("M002", Weight::Failure, format!("{}: {}", g.op, g.why), &g.at));
         report.ops.push(OpReport {
             op: g.op.clone(),
             at: g.at.clone(),
@@ -146,7 +146,7 @@ pub fn check(
         settings.open(module).iter().filter(|s| !s.given).map(|s| format!("{}={}", s.name, s.size)).collect();
     if !assumed.is_empty() {
         let what = format!("figures are for sizes that were not given: {}", assumed.join(", "));
-        report.findings.push(finding("T014", Weight::Note, what, ""));
+        report.findings.push(finding("M014", Weight::Note, what, ""));
     }
     total(&mut report);
     Ok(report.settle())
@@ -314,7 +314,7 @@ fn refuse(report: &mut ChipReport, ops: &mut Ops, error: Error) {
         Error::Backend { group, loc, error } if matches!(*error, CompileError::TooLarge { .. }) => {
             let what = format!("{group}: by an estimate, {error}");
             let at = loc.0.as_deref().unwrap_or_default();
-            report.findings.push(finding("T004", Weight::Reservation, what, at));
+            report.findings.push(finding("M004", Weight::Reservation, what, at));
         }
         Error::Unsupported { op, loc, detail } => {
             ops.note(
@@ -323,7 +323,7 @@ fn refuse(report: &mut ChipReport, ops: &mut Ops, error: Error) {
                 Some(format!("{op}: {detail}")),
             );
         }
-        _ => report.findings.push(finding("T001", Weight::Failure, text, "")),
+        _ => report.findings.push(finding("M001", Weight::Failure, text, "")),
     }
 }
 
@@ -358,7 +358,7 @@ fn unsupported(
 ) {
     for row in ops.rows.iter().filter(|r| r.support == Support::Unsupported) {
         let what = format!("{}: {}", row.op, row.how.join("; "));
-        report.findings.push(finding("T001", Weight::Failure, what, &row.at));
+        report.findings.push(finding("M001", Weight::Failure, what, &row.at));
         if settings.allow_host {
             let moved = |v: &tongtu_plan::ValueRef| match plan.values[plan.root(*v).index()].storage {
                 Storage::Constant(_) | Storage::Packed { .. } => 0.0,
@@ -375,9 +375,9 @@ fn unsupported(
             });
         }
     }
-    if settings.allow_host && report.findings.iter().any(|f| f.code == "T001") {
+    if settings.allow_host && report.findings.iter().any(|f| f.code == "M001") {
         report.findings.push(finding(
-            "T009",
+            "M009",
             Weight::Failure,
             "parts of the model would run on the host",
             "",
@@ -397,21 +397,21 @@ fn remarks(report: &mut ChipReport, chip: &Chip) {
     }
     for (d, n) in types {
         let what = format!("{} computes nothing in {d}: {n} operations convert around it", chip.name);
-        report.findings.push(finding("T003", Weight::Reservation, what, ""));
+        report.findings.push(finding("M003", Weight::Reservation, what, ""));
     }
     let m = &report.memory;
     if let Some(l) = m.levels.iter().find(|l| l.kind == "memory" && l.fits == Some(false)) {
         let what = format!("{} holds {} bytes, {} are needed", l.level, l.capacity.unwrap_or(0), l.need);
-        report.findings.push(finding("T005", Weight::Failure, what, ""));
+        report.findings.push(finding("M005", Weight::Failure, what, ""));
     }
     if m.levels.iter().any(|l| l.kind == "memory" && l.fits.is_none()) {
         let what = format!("the chip file does not say how much memory {} has", chip.name);
-        report.findings.push(finding("T006", Weight::Note, what, ""));
+        report.findings.push(finding("M006", Weight::Note, what, ""));
     }
     let lacking = report.kernels.iter().filter(|k| k.bound == Bound::Unknown).count();
     if lacking > 0 {
         let what = format!("{lacking} of {} kernels have no predicted time", report.kernels.len());
-        report.findings.push(finding("T007", Weight::Note, what, ""));
+        report.findings.push(finding("M007", Weight::Note, what, ""));
     }
 }
 

@@ -14,72 +14,72 @@ pub struct Code {
 /// Every kind of finding.
 pub const CODES: &[Code] = &[
     Code {
-        code: "T001",
+        code: "M001",
         meaning: "The chip cannot run an operation of the model: it lacks an instruction or element type, and no shared rule makes it of others.",
         fix: "choose another element type for that part of the model, or another chip; `--allow-host` lists what would run on the host",
     },
     Code {
-        code: "T002",
+        code: "M002",
         meaning: "The front end cannot take an operator of the model, on any chip.",
         fix: "export the model with other operators in that place",
     },
     Code {
-        code: "T003",
+        code: "M003",
         meaning: "The chip does not compute in an element type of the model: it holds elements in it and converts around each operation, which costs time.",
         fix: "an element type that the chip computes in is faster; `tongtu chips show CHIP` lists them",
     },
     Code {
-        code: "T004",
+        code: "M004",
         meaning: "By an estimate a kernel needs more of a storage level than the chip has, even with the smallest tiles.",
         fix: "the chip's compiler decides: run `tongtu port` without `--check`",
     },
     Code {
-        code: "T005",
+        code: "M005",
         meaning: "Weights, activations and inputs do not fit the chip's memory.",
         fix: "use a smaller batch or sequence (`--dim NAME=SIZE`), or narrower weights",
     },
     Code {
-        code: "T006",
+        code: "M006",
         meaning: "The chip file does not say how much memory the chip has, so whether the model fits is not known.",
         fix: "add `capacity` with its source to the memory level of the chip file",
     },
     Code {
-        code: "T007",
+        code: "M007",
         meaning: "The chip file lacks figures, so there are kernels without a predicted time.",
         fix: "add `frequency`, `f32_flops_per_cycle`, `flops_per_cycle` of the matrix units and the `bandwidth` of the levels, each with its source",
     },
     Code {
-        code: "T008",
+        code: "M008",
         meaning: "Results of an operation differ from the reference by more than its contract allows.",
         fix: "report the operation with the model; `tongtu verify` shows the elements",
     },
     Code {
-        code: "T009",
+        code: "M009",
         meaning: "With `--allow-host` parts of the model are placed on the host. The placement is listed, but running a model on two devices at once is not supported yet.",
         fix: "run the whole model on the host, or change the operations that are listed",
     },
     Code {
-        code: "T010",
+        code: "M010",
         meaning: "The model could not be compiled for the chip.",
         fix: "read the error beside it, which has a code of its own",
     },
     Code {
-        code: "T011",
+        code: "M011",
         meaning: "The model was compiled for the chip, but could not be run there.",
         fix: "read the error beside it, which has a code of its own",
     },
     Code {
-        code: "T012",
+        code: "M012",
         meaning: "There is neither a device nor a simulation of the chip here: the model was compiled, not proven.",
         fix: "run `tongtu port` on a machine with the chip",
     },
     Code {
-        code: "T013",
+        code: "M013",
         meaning: "Kernels were compared by the reference, which excludes nothing for some of their elements.",
         fix: "give real inputs with `--input` or `--data-set` in place of random ones",
     },
     Code {
-        code: "T014",
+        code: "M014",
         meaning: "The model leaves sizes open that were not given; they are taken to be as small as they may be.",
         fix: "give the sizes that you will run: `--dim NAME=SIZE`",
     },

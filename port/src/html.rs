@@ -19,7 +19,8 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto
 h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { margin-top: 2.2rem; border-bottom: 1px solid var(--line); } h3 { margin-top: 1.6rem; }
 table { border-collapse: collapse; width: 100%; margin: .6rem 0; font-size: .92em; }
 th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; }
-th { font-weight: 600; } td.n, th.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+th { font-weight: 600; } th, td.c { overflow-wrap: normal; } td.c { white-space: nowrap; }
+td.n, th.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .cards { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1rem 0; }
 .card { border: 1px solid var(--line); border-left: .4rem solid; border-radius: .4rem; padding: .6rem 1rem; min-width: 15rem; flex: 1; }
 .works { border-left-color: var(--good); } .reservations { border-left-color: var(--warn); } .fails { border-left-color: var(--bad); }
@@ -45,6 +46,15 @@ fn escape(text: &str) -> String {
         }
     }
     out
+}
+
+/// Escaped text, with what stands in backticks as code.
+fn marked(text: &str) -> String {
+    let part = |(i, t): (usize, &str)| match i % 2 {
+        0 => escape(t),
+        _ => format!("<code>{}</code>", escape(t)),
+    };
+    text.split('`').enumerate().map(part).collect()
 }
 
 /// The page.
@@ -153,10 +163,10 @@ fn next(out: &mut String, r: &Report) {
         let fix = all.first().map_or("", |f| &f.fix);
         let _ = writeln!(
             out,
-            "<tr><td><code>{}</code><br>{words}</td><td>{found}</td><td>{}</td><td>{}</td></tr>",
+            "<tr><td class=\"c\"><code>{}</code><br>{words}</td><td>{found}</td><td>{}</td><td>{}</td></tr>",
             escape(code),
             escape(&chips.join(", ")),
-            escape(fix)
+            marked(fix)
         );
     }
     out.push_str("</table>\n");
@@ -377,7 +387,7 @@ fn kernels(out: &mut String, c: &ChipReport) {
         });
         let _ = writeln!(
             out,
-            "<tr><td>{}</td><td>{}</td><td class=\"{}\">{}</td><td class=\"n\">{}</td><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td>{}</td></tr>",
+            "<tr><td>{}</td><td>{}</td><td class=\"c {}\">{}</td><td class=\"n\">{}</td><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td>{}</td></tr>",
             escape(&k.name),
             escape(&k.at),
             k.support.name(),
@@ -483,7 +493,7 @@ fn ops(out: &mut String, c: &ChipReport) {
         let how: String = o.how.iter().map(|h| format!("<div>{}</div>", escape(h))).collect();
         let _ = writeln!(
             out,
-            "<tr><td>{}</td><td>{}</td><td class=\"{}\">{}</td><td>{how}</td></tr>",
+            "<tr><td>{}</td><td>{}</td><td class=\"c {}\">{}</td><td>{how}</td></tr>",
             escape(&o.op),
             escape(&o.at),
             o.support.name(),

@@ -42,12 +42,12 @@ pub fn prove(mut report: ChipReport, verified: &VerifyReport, ran: Ran) -> ChipR
                 g.name, g.failed, g.checked, g.worst_ratio
             ),
         };
-        report.findings.push(finding("T008", Weight::Failure, what, &g.loc));
+        report.findings.push(finding("M008", Weight::Failure, what, &g.loc));
     }
     let unbounded = verified.groups.iter().filter(|g| g.unbounded * 2 > g.checked).count();
     if unbounded > 0 {
         let what = format!("{unbounded} kernels: the reference excludes nothing for most elements");
-        report.findings.push(finding("T013", Weight::Note, what, ""));
+        report.findings.push(finding("M013", Weight::Note, what, ""));
     }
     report.proof = Some(Proof {
         how: ran.how,
@@ -66,7 +66,7 @@ pub fn prove(mut report: ChipReport, verified: &VerifyReport, ran: Ran) -> ChipR
 
 /// Adds that the model could not be proven.
 pub fn unproven(mut report: ChipReport, code: &str, why: &str) -> ChipReport {
-    let weight = if code == "T012" { Weight::Reservation } else { Weight::Failure };
+    let weight = if code == "M012" { Weight::Reservation } else { Weight::Failure };
     report.findings.push(finding(code, weight, why, ""));
     report.settle()
 }

@@ -4,7 +4,7 @@
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The chip description is not one this back end compiles for.
-    #[error("the CPU back end cannot compile for {chip}: {problem}")]
+    #[error("[E001] the CPU back end cannot compile for {chip}: {problem}")]
     Target {
         /// The chip's name.
         chip: String,
@@ -12,7 +12,7 @@ pub enum Error {
         problem: String,
     },
     /// LLVM refused a module. This is a fault of this program, not of its input.
-    #[error("LLVM, {stage}: {message}")]
+    #[error("[E002] LLVM, {stage}: {message}")]
     Llvm {
         /// What LLVM was doing.
         stage: &'static str,
@@ -20,19 +20,19 @@ pub enum Error {
         message: String,
     },
     /// The machine code needs something from outside itself.
-    #[error("kernel code calls `{0}`, which is outside it")]
+    #[error("[E003] kernel code calls `{0}`, which is outside it")]
     External(String),
     /// The object file that LLVM wrote is not of the expected form.
-    #[error("object file: {0}")]
+    #[error("[E004] object file: {0}")]
     Object(String),
     /// The artifact is damaged, or of another version.
-    #[error("CPU artifact: {0}")]
+    #[error("[E005] CPU artifact: {0}")]
     Artifact(String),
     /// The artifact needs an instruction set feature that this machine lacks.
-    #[error("the kernel needs the processor feature {0}, which this machine does not have")]
+    #[error("[E006] the kernel needs the processor feature {0}, which this machine does not have")]
     Feature(String),
     /// The artifact is for another architecture.
-    #[error("the kernel is code for {need}; this machine is {have}")]
+    #[error("[E011] the kernel is code for {need}; this machine is {have}")]
     Architecture {
         /// The code's architecture.
         need: String,
@@ -41,7 +41,7 @@ pub enum Error {
     },
     /// The artifact is for another vector length.
     #[error(
-        "the kernel is made for vectors of {need} bits, those of this machine have {have}; compile for a chip with its length"
+        "[E012] the kernel is made for vectors of {need} bits, those of this machine have {have}; compile for a chip with its length"
     )]
     VectorLength {
         /// Bits that the code is made for.
@@ -50,10 +50,10 @@ pub enum Error {
         have: u32,
     },
     /// There is no kernel of this name in the artifact.
-    #[error("the artifact has no kernel called {0}")]
+    #[error("[E007] the artifact has no kernel called {0}")]
     NoKernel(String),
     /// A launch does not fit the kernel's signature or limits.
-    #[error("launch of {kernel}: {problem}")]
+    #[error("[E008] launch of {kernel}: {problem}")]
     Launch {
         /// The kernel's name.
         kernel: String,
@@ -61,7 +61,7 @@ pub enum Error {
         problem: String,
     },
     /// The operating system refused something.
-    #[error("{what}: {error}")]
+    #[error("[E009] {what}: {error}")]
     System {
         /// What was asked of it.
         what: &'static str,
@@ -69,7 +69,7 @@ pub enum Error {
         error: std::io::Error,
     },
     /// A function given to the thread pool panicked.
-    #[error("a function run by the thread pool panicked")]
+    #[error("[E010] a function run by the thread pool panicked")]
     Panicked,
 }
 
@@ -77,18 +77,18 @@ impl Error {
     /// A stable code for this kind of error.
     pub fn code(&self) -> &'static str {
         match self {
-            Error::Target { .. } => "cpu-target",
-            Error::Llvm { .. } => "cpu-llvm",
-            Error::External(_) => "cpu-external",
-            Error::Object(_) => "cpu-object",
-            Error::Artifact(_) => "cpu-artifact",
-            Error::Feature(_) => "cpu-feature",
-            Error::Architecture { .. } => "cpu-architecture",
-            Error::VectorLength { .. } => "cpu-vector-length",
-            Error::NoKernel(_) => "cpu-no-kernel",
-            Error::Launch { .. } => "cpu-launch",
-            Error::System { .. } => "cpu-system",
-            Error::Panicked => "cpu-panicked",
+            Error::Target { .. } => "E001",
+            Error::Llvm { .. } => "E002",
+            Error::External(_) => "E003",
+            Error::Object(_) => "E004",
+            Error::Artifact(_) => "E005",
+            Error::Feature(_) => "E006",
+            Error::NoKernel(_) => "E007",
+            Error::Architecture { .. } => "E011",
+            Error::VectorLength { .. } => "E012",
+            Error::Launch { .. } => "E008",
+            Error::System { .. } => "E009",
+            Error::Panicked => "E010",
         }
     }
 }

@@ -369,7 +369,7 @@ mod tests {
         std::panic::set_hook(Box::new(|_| {}));
         let bad = pool.run(64, 1, 0, &|_, first, _, _| assert!(first != 8 && first != 9));
         std::panic::set_hook(hook);
-        assert_eq!(bad.unwrap_err().code(), "cpu-panicked");
+        assert_eq!(bad.unwrap_err().code(), "E010");
         let n = AtomicI64::new(0);
         pool.run(64, 1, 0, &|_, a, b, _| {
             n.fetch_add(b - a, Ordering::Relaxed);

@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The text is not TOML of the expected form.
-    #[error("chip file: {0}")]
+    #[error("[F001] chip file: {0}")]
     Syntax(#[from] toml::de::Error),
     /// No built-in chip has this name.
-    #[error("no chip is called {name}; known: {known}")]
+    #[error("[F002] no chip is called {name}; known: {known}")]
     Unknown {
         /// The name asked for.
         name: String,
@@ -17,7 +17,7 @@ pub enum Error {
         known: String,
     },
     /// A number has no sensible meaning.
-    #[error("chip {chip}: {field} {problem}")]
+    #[error("[F003] chip {chip}: {field} {problem}")]
     Value {
         /// The chip's name.
         chip: String,
@@ -27,7 +27,7 @@ pub enum Error {
         problem: String,
     },
     /// This program has no description for machines of its own architecture.
-    #[error("no chip description for machines of architecture {0}")]
+    #[error("[F004] no chip description for machines of architecture {0}")]
     NoHost(String),
 }
 
@@ -35,10 +35,10 @@ impl Error {
     /// A stable code for this kind of error.
     pub fn code(&self) -> &'static str {
         match self {
-            Error::Syntax(_) => "chip-syntax",
-            Error::Unknown { .. } => "chip-unknown",
-            Error::Value { .. } => "chip-value",
-            Error::NoHost(_) => "chip-no-host",
+            Error::Syntax(_) => "F001",
+            Error::Unknown { .. } => "F002",
+            Error::Value { .. } => "F003",
+            Error::NoHost(_) => "F004",
         }
     }
 }

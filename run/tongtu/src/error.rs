@@ -144,39 +144,19 @@ impl Error {
         )
     }
 
-    /// What to do, where that can be said.
+    /// What to do: for this very error where that can be said, else what the [catalogue](crate::catalogue) says of its code.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
-            Error::Onnx(OnnxError::Unsupported(_)) => {
-                "`tongtu inspect MODEL` lists all operators of the model and which of them are supported"
-            }
-            Error::Onnx(OnnxError::Malformed { .. }) => "is the file complete, and is it an ONNX file?",
-            Error::Onnx(OnnxError::External { .. }) => "keep the model's data files in the model's folder",
             e if e.is_size_of_one() => {
                 "a size of 1 is repeated only if it is known when the model is compiled: `--fix NAME=1`"
-            }
-            Error::Runtime(RuntimeError::InputDim { .. } | RuntimeError::Guard { .. }) => {
-                "`tongtu inspect MODEL` shows the dims of the inputs; `--dim NAME=SIZE` sets one"
             }
             Error::Runtime(RuntimeError::Dim { error: DimError::TooComplex, .. }) => {
                 "fix sizes of the inputs when the model is compiled: `--fix NAME=SIZE`"
             }
-            Error::MissingInput { .. } => {
-                "give it with `--input NAME=FILE`, or random numbers with `--input NAME=random:SHAPE`"
+            Error::Runtime(RuntimeError::Device { error, .. }) => {
+                crate::catalogue::find(code_of(&error.to_string()))?.fix
             }
-            Error::Bundle(
-                BundleError::Version { .. } | BundleError::Checksum { .. } | BundleError::Truncated { .. },
-            ) => "make the bundle again with `tongtu compile MODEL -o FILE`",
-            Error::Runtime(RuntimeError::Device { error: DeviceError::Artifact { .. }, .. }) => {
-                "compile the model again on, or for, this machine"
-            }
-            Error::NoCompiler(_) => "build with the feature `llvm`; `scripts/setup` installs LLVM 22",
-            Error::NoDevice(_) => {
-                "`tongtu compile --chip` compiles for it; `--simulate` runs a chip's simulation, where there is one"
-            }
-            Error::NoWeights { .. } => "`tongtu port MODEL --to CHIP --check` needs no weights",
-            Error::Chip(_) => "`tongtu chips` lists the chips",
-            _ => return None,
+            e => crate::catalogue::find(&e.code())?.fix,
         })
     }
 }

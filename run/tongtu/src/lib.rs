@@ -37,6 +37,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cache;
+pub mod catalogue;
 pub mod conform;
 mod error;
 pub mod inspect;

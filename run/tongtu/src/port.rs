@@ -82,19 +82,19 @@ pub fn prove(
     let start = Instant::now();
     let plan = match model.plan(options) {
         Ok(plan) => plan,
-        Err(e) => return prove::unproven(report, "T010", &e.to_string()),
+        Err(e) => return prove::unproven(report, "M010", &e.to_string()),
     };
     let compile_ms = start.elapsed().as_secs_f64() * 1e3;
     let session = match crate::Session::from_plan(plan, options) {
         Ok(session) => session,
         Err(e) => {
-            let code = if matches!(e, Error::NoDevice(_) | Error::Device(_)) { "T012" } else { "T011" };
+            let code = if matches!(e, Error::NoDevice(_) | Error::Device(_)) { "M012" } else { "M011" };
             return prove::unproven(report, code, &e.to_string());
         }
     };
     let (outputs, verified) = match session.verify(inputs, verify) {
         Ok(both) => both,
-        Err(e) => return prove::unproven(report, "T011", &e.to_string()),
+        Err(e) => return prove::unproven(report, "M011", &e.to_string()),
     };
     let (quality, quality_note) = quality(&report, model, options, inputs, &outputs);
     let how = match options.is_simulated() {
@@ -118,7 +118,7 @@ pub fn prove(
                 let total = p.steps.iter().map(|s| s.ns as f64 / 1e3).sum();
                 report = prove::measure(report, &times, total);
             }
-            Err(e) => return prove::unproven(report, "T011", &e.to_string()),
+            Err(e) => return prove::unproven(report, "M011", &e.to_string()),
         }
     }
     report
