@@ -260,3 +260,94 @@ fn completions_and_manual() {
     expect(0, &["man", "--dir", dir.to_str().unwrap()]);
     assert!(dir.join("tongtu-run.1").is_file());
 }
+
+/// An ONNX file of one node that adds to an input of 4 numbers, by an operator of a domain.
+fn one_node(domain: &str, op: &str) -> Vec<u8> {
+    fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+        [&[number << 3 | 2, bytes.len() as u8], bytes].concat()
+    }
+    let port = |name: &str| {
+        let dims = field(1, &[1 << 3, 4]);
+        let tensor = [&[1 << 3, 1][..], &field(2, &dims)].concat();
+        [field(1, name.as_bytes()), field(2, &field(1, &tensor))].concat()
+    };
+    let node = [
+        field(1, b"x"),
+        field(1, b"x"),
+        field(2, b"y"),
+        field(3, b"the node"),
+        field(4, op.as_bytes()),
+        field(7, domain.as_bytes()),
+    ]
+    .concat();
+    let graph = [field(1, &node), field(2, b"g"), field(11, &port("x")), field(12, &port("y"))].concat();
+    let set =
+        |domain: &str, version: u8| field(8, &[field(1, domain.as_bytes()), vec![2 << 3, version]].concat());
+    [vec![1 << 3, 8], field(7, &graph), set("", 17), set("other", 1)].concat()
+}
+
+#[test]
+fn port_answers_by_its_exit_code() {
+    let dir = folder("port");
+    let file = |name: &str, bytes: &[u8]| {
+        let path = dir.join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.display().to_string()
+    };
+    let good = file("good.onnx", &one_node("", "Add"));
+    let page = dir.join("page.html").display().to_string();
+    let r = json(0, &["port", &good, "--to", "host,x86-64-v2", "--html", &page, "--json"]);
+    assert_eq!(
+        (r["version"].as_u64(), r["verdict"].as_str(), r["depth"].as_str()),
+        (Some(1), Some("works"), Some("prove"))
+    );
+    assert_eq!(r["chips"][0]["proof"]["failed"], 0);
+    assert_eq!(r["chips"][0]["total"]["flops"], 4.0);
+    assert_eq!(r["chips"][0]["proof"]["quality"][0]["max_error"], 0.0);
+    assert!(std::fs::read_to_string(&page).unwrap().contains("x86-64-v2"));
+    // An operator of nobody's: named with its node, on every chip, without running anything.
+    let bad = file("bad.onnx", &one_node("other", "Frobnicate"));
+    let r = json(2, &["port", &bad, "--to", "host,ascend-910b", "--check", "--json"]);
+    assert_eq!(r["exit"], 2);
+    for chip in r["chips"].as_array().unwrap() {
+        assert_eq!(chip["findings"][0]["code"], "M002");
+        assert!(chip["findings"][0]["at"].as_str().unwrap().contains("the node"), "{chip}");
+    }
+    // Errors are 3, those of the command line too: 2 is an answer here.
+    expect(3, &["port", &dir.join("none.onnx").display().to_string(), "--to", "host"]);
+    expect(3, &["port", &good, "--to", "no-such-chip"]);
+    expect(3, &["port", &good, "--to", "host", "--no-such-option"]);
+    expect(3, &["port", &good, "--to", "host", "--dim", "absent=3"]);
+}
+
+#[test]
+fn port_checks_models_whose_weights_are_missing() {
+    let dir = folder("port-weights");
+    let file = dir.join("model.onnx").display().to_string();
+    std::fs::copy(model("external"), &file).unwrap();
+    let checked =
+        |path: &str| json(0, &["port", path, "--to", "x86-64-v3", "--check", "--json"])["chips"].clone();
+    assert_eq!(checked(&file), checked(&model("external")));
+    assert!(expect(3, &["port", &file, "--to", "host"]).contains("O006"));
+}
+
+#[test]
+fn port_checks_a_decoder_from_its_configuration() {
+    let file = folder("port-config").join("config.json");
+    let config = r#"{"model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "vocab_size": 32000, "torch_dtype": "float16"}"#;
+    std::fs::write(&file, config).unwrap();
+    let file = file.display().to_string();
+    let step =
+        ["port", &file, "--to", "x86-64-amx", "--check", "-d", "sequence=1", "-d", "past=100", "--json"];
+    let r = json(0, &step);
+    let chip = &r["chips"][0];
+    // Two bytes a parameter, of all but the table of tokens each used once: a product and a sum.
+    let parameters = 6_738_415_616f64;
+    assert!((chip["memory"]["weights"].as_f64().unwrap() / (2.0 * parameters) - 1.0).abs() < 0.01);
+    let products = 2.0 * (parameters - 32000.0 * 4096.0);
+    let flops = chip["total"]["flops"].as_f64().unwrap();
+    assert!((1.0..1.02).contains(&(flops / products)), "{flops}");
+    // Without weights it does not run.
+    assert!(expect(3, &["port", &file, "--to", "host"]).contains("--check"));
+}

@@ -129,14 +129,10 @@ fn summary(out: &mut String, r: &Report) {
 
 /// What to do: each kind of finding once, failures first.
 fn next(out: &mut String, r: &Report) {
-    let mut kinds: BTreeMap<(Weight, &str), (Vec<&str>, Vec<&Finding>)> = BTreeMap::new();
+    let mut kinds: BTreeMap<(Weight, &str), Vec<(&str, &Finding)>> = BTreeMap::new();
     for c in &r.chips {
         for f in &c.findings {
-            let (chips, all) = kinds.entry((f.weight, &f.code)).or_default();
-            if !chips.contains(&c.chip.as_str()) {
-                chips.push(&c.chip);
-            }
-            all.push(f);
+            kinds.entry((f.weight, &f.code)).or_default().push((&c.chip, f));
         }
     }
     out.push_str("<h2>What to do next</h2>\n");
@@ -145,7 +141,9 @@ fn next(out: &mut String, r: &Report) {
         return;
     }
     out.push_str("<table><tr><th>code</th><th>found</th><th>chips</th><th>what to do</th></tr>\n");
-    for ((weight, code), (chips, all)) in kinds {
+    for ((weight, code), all) in kinds {
+        let mut chips: Vec<&str> = all.iter().map(|a| a.0).collect();
+        chips.dedup();
         let words = match weight {
             Weight::Failure => "<span class=\"unsupported\">does not work</span>",
             Weight::Reservation => "<span class=\"composed\">reservation</span>",
@@ -153,14 +151,14 @@ fn next(out: &mut String, r: &Report) {
         };
         let texts: BTreeSet<String> = all
             .iter()
-            .map(|f| if f.at.is_empty() { f.what.clone() } else { format!("{} (at {})", f.what, f.at) })
+            .map(|(_, f)| if f.at.is_empty() { f.what.clone() } else { format!("{} (at {})", f.what, f.at) })
             .collect();
         let mut found: String = texts.iter().take(8).map(|t| format!("<div>{}</div>", escape(t))).collect();
         if texts.len() > 8 {
             let rest: String = texts.iter().skip(8).map(|t| format!("<div>{}</div>", escape(t))).collect();
             let _ = write!(found, "<details><summary>{} more</summary>{rest}</details>", texts.len() - 8);
         }
-        let fix = all.first().map_or("", |f| &f.fix);
+        let fix = all.first().map_or("", |(_, f)| &f.fix);
         let _ = writeln!(
             out,
             "<tr><td class=\"c\"><code>{}</code><br>{words}</td><td>{found}</td><td>{}</td><td>{}</td></tr>",
