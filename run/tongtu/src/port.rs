@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use tongtu_chip::{Chip, Kind};
 use tongtu_onnx::{Issue, OnnxError};
-use tongtu_runtime::{Value, VerifyOptions};
+use tongtu_plan::DeviceError;
+use tongtu_runtime::{RuntimeError, Value, VerifyOptions};
 
 pub use tongtu_port::report::{self, ChipReport, Depth, Report};
 pub use tongtu_port::{Gap, Settings, html, text};
@@ -88,7 +89,14 @@ pub fn prove(
     let session = match crate::Session::from_plan(plan, options) {
         Ok(session) => session,
         Err(e) => {
-            let code = if matches!(e, Error::NoDevice(_) | Error::Device(_)) { "M012" } else { "M011" };
+            // What is not for this machine is refused by its device.
+            let elsewhere = matches!(
+                e,
+                Error::NoDevice(_)
+                    | Error::Device(_)
+                    | Error::Runtime(RuntimeError::Device { error: DeviceError::Artifact { .. }, .. })
+            );
+            let code = if elsewhere { "M012" } else { "M011" };
             return prove::unproven(report, code, &e.to_string());
         }
     };
