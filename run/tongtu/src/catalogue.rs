@@ -156,7 +156,11 @@ const ERRORS: &[Entry] = &[
     entry("E008", "A launch does not fit the kernel's parameters or limits.", DEFECT),
     entry("E009", "The operating system refused something.", "the system's words stand in the message"),
     entry("E010", "A function run by the thread pool panicked.", DEFECT),
-    entry("E011", "An artifact is for another architecture.", "compile the model again on, or for, this machine"),
+    entry(
+        "E011",
+        "An artifact is for another architecture.",
+        "compile the model again on, or for, this machine",
+    ),
     entry(
         "E012",
         "An artifact is made for another vector length than this machine has.",

@@ -17,6 +17,7 @@ use crate::conform::with_target;
 use crate::error::Error;
 use crate::model::{LoadOptions, Model, tie};
 use crate::options::Options;
+use crate::remote::Remote;
 use crate::session::Outputs;
 
 /// Most operations of a model that the reference interpreter is asked to run whole.
@@ -166,11 +167,16 @@ fn is_here(options: &Options) -> bool {
     options.chip().is_ok_and(|c| c.name == "host")
 }
 
-/// How the options' chip is run from here: on a simulation, where it is of a kind that has one.
+/// How a chip is run from here: this machine, an emulator of a CPU where there is one, a simulation of a chip that has one.
 pub fn options_for(chip: Chip) -> Options {
-    match (chip.name.as_str(), chip.kind) {
-        ("host", _) => Options::host().without_model_cache(),
-        (_, Kind::Npu) => Options::for_chip(chip).simulated().without_model_cache(),
-        _ => Options::for_chip(chip).without_model_cache(),
-    }
+    let options = match (chip.name.as_str(), chip.kind) {
+        ("host", _) => Options::host(),
+        (_, Kind::Npu) => Options::for_chip(chip).simulated(),
+        (_, Kind::Cpu) if Chip::host().is_ok_and(|h| h.arch == chip.arch) => Options::for_chip(chip),
+        _ => match Remote::emulator(&chip) {
+            Ok(remote) => Options::on(remote),
+            Err(_) => Options::for_chip(chip),
+        },
+    };
+    options.without_model_cache()
 }
