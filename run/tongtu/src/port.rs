@@ -21,7 +21,7 @@ use crate::remote::Remote;
 use crate::session::Outputs;
 
 /// Most operations of a model that the reference interpreter is asked to run whole.
-const INTERPRETED: f64 = 3e9;
+const INTERPRETED: f64 = 5e8;
 
 /// Reads a model of which only the shapes need to be known: weights in files that are not there are absent.
 ///
