@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use tongtu_graph::{Graph, Op, ValueId};
 use tongtu_tensor::dim::Dim;
-use tongtu_tensor::scalar::{Binary, Compare, Unary};
+use tongtu_tensor::scalar::{Binary, Compare};
 use tongtu_tensor::{CastMode, DType, Num, Overflow, Rounding};
 use tongtu_tile::{Access, Factor, KernelBuilder, TileMap, Val};
 
@@ -86,7 +86,6 @@ pub struct Emitter<'g> {
     leaves: HashMap<ValueId, Leaf>,
     outputs: HashMap<usize, Val>,
     bound: HashMap<ValueId, Val>,
-    inverses: HashMap<ValueId, Val>,
     cache: HashMap<(ValueId, Vec<Coord>), Val>,
     size_limit: i64,
 }
@@ -107,7 +106,6 @@ impl<'g> Emitter<'g> {
             leaves: HashMap::new(),
             outputs: HashMap::new(),
             bound: HashMap::new(),
-            inverses: HashMap::new(),
             cache: HashMap::new(),
             size_limit: 1,
         }
@@ -228,41 +226,16 @@ impl<'g> Emitter<'g> {
         self.bound.insert(v, tile);
         self.cache.clear();
     }
-    /// Gives 1 divided by a bound sum whose terms are divided by it, where the sum is a number from 1 to 2^32 or NaN, and no term is
-    /// greater.
-    pub fn bind_inverse(&mut self, sum: ValueId, inverse: Val) {
-        self.inverses.insert(sum, inverse);
-    }
-    /// `term / sum` by the sum's inverse, corrected by what the quotient leaves over, where both are known.
-    fn share(&mut self, term: ValueId, sum: ValueId, x: Val, y: Val) -> R<Option<Val>> {
-        let (graph, mut from) = (self.graph, sum);
-        while let Some(n) = self.defs[from.index()]
-            && let Op::Broadcast { .. } | Op::Reshape { .. } = graph.nodes[n].op
-        {
-            from = graph.nodes[n].inputs[0];
-        }
-        let terms = self.defs[from.index()].and_then(|n| graph.nodes[n].inputs.first());
-        let (Some(&inverse), true) = (self.inverses.get(&from), terms == Some(&term)) else {
-            return Ok(None);
-        };
-        let t = self.common(&[x, y, inverse])?;
-        let (x, sum, inverse) = (t[0], t[1], t[2]);
-        let q = self.b.mul(x, inverse)?;
-        let less = self.b.unary(Unary::Neg, q)?;
-        let rest = self.b.fma(less, sum, x)?;
-        Ok(Some(self.b.fma(rest, inverse, q)?))
-    }
     /// The tile bound to a value.
     pub fn bound(&self, v: ValueId) -> Option<Val> {
         self.bound.get(&v).copied()
     }
     /// Runs `f` in an inner block: what it computes is forgotten afterwards.
     pub fn scoped<T>(&mut self, f: impl FnOnce(&mut Self) -> R<T>) -> R<T> {
-        let (cache, bound, inverses) = (self.cache.clone(), self.bound.clone(), self.inverses.clone());
+        let (cache, bound) = (self.cache.clone(), self.bound.clone());
         let r = f(self);
         self.cache = cache;
         self.bound = bound;
-        self.inverses = inverses;
         r
     }
 
@@ -544,11 +517,6 @@ impl<'g> Emitter<'g> {
             }
             Op::Binary(op) => {
                 let (x, y) = (self.emit(ins[0], coords)?, self.emit(ins[1], coords)?);
-                if *op == Binary::Div
-                    && let Some(t) = self.share(ins[0], ins[1], x, y)?
-                {
-                    return Ok(t);
-                }
                 self.binary(*op, x, y)
             }
             Op::Compare(op) => {

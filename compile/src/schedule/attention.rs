@@ -22,9 +22,6 @@ use crate::fuse::{Attention, expensive, result_dims};
 /// Most register tiles of queries that an instance takes.
 const TILES: i64 = 8;
 
-/// Most vectors of scores that are kept in registers along rows.
-const REGISTERS: usize = 16;
-
 /// The schedule of two contractions and what is between and after them.
 pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
     let g = r.graph;
@@ -67,9 +64,6 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
     let lines = tiles.sizes[0].min(4);
     let height = tiles.sizes[0].next_multiple_of(lines);
     let width = if lines > 1 { 2 * lanes } else { 4 * lanes };
-    // Short rows stay in registers.
-    let short = keys.as_const().filter(|&n| n > 0 && n as usize * lines <= REGISTERS * lanes);
-    let width = short.map_or(width, |n| n as usize);
 
     let mut s = Scheduled::default();
     let k_packed = k.place(r, &mut s, &k.over, nr, (1, 1))?;
@@ -204,24 +198,8 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
                 let t = if v == p.value { flush(e, t)? } else { t };
                 e.store_view(s_view, t, &[Coord::along(row, 0, true), Coord::along(i, 1, true)])
             };
-            let mut held = scores;
-            if short.is_some() {
-                load(e, held, zero)?;
-                loops[along] = Some(Coord::along(zero, 1, true));
-                for nodes in &levels {
-                    let init = initial(e, r, nodes, &block)?;
-                    let sums = accumulate(e, r, rows, nodes, &loops, &init, None)?;
-                    for &v in nodes.iter().flat_map(|&n| &g.nodes[n].inputs) {
-                        let c = coords(e, rows, v, &loops)?;
-                        let t = e.emit(v, &c)?;
-                        e.bind(v, t);
-                    }
-                    bind(e, r, nodes, &sums, true)?;
-                }
-                store(e, p.value, zero, &loops)?;
-                return Ok(vec![]);
-            }
             let exact = multiple(&keys, width);
+            let mut held = scores;
             for (i, nodes) in levels.iter().enumerate() {
                 let later = levels[i + 1..].iter().flatten().map(|&n| g.nodes[n].inputs[0]);
                 let later: Vec<ValueId> = later.chain([p.value]).collect();

@@ -5,10 +5,10 @@
 
 use std::collections::HashMap;
 
-use tongtu_graph::{Graph, Node, Op, ValueId};
+use tongtu_graph::{Graph, Op, ValueId};
+use tongtu_tensor::DType;
 use tongtu_tensor::dim::Dim;
-use tongtu_tensor::scalar::{Binary, Compare, Unary};
-use tongtu_tensor::{Combiner, DType, Num};
+use tongtu_tensor::scalar::Compare;
 use tongtu_tile::Val;
 
 use super::{
@@ -169,38 +169,9 @@ pub(super) fn bind(
                 _ => v,
             };
             e.bind(o, v);
-            if counts(r.graph, n) {
-                let shape = e.b.shape(v);
-                let one = e.b.full(DType::F32, &shape, Num::Float(1.0))?;
-                let inverse = e.b.div(one, v)?;
-                e.bind_inverse(o, inverse);
-            }
         }
     }
     Ok(())
-}
-
-/// Whether a reduction adds `exp(x - max x)` along the dims of the maximum: terms of at most 1, one of which is 1, or NaN.
-fn counts(g: &Graph, n: usize) -> bool {
-    let defs = g.definitions();
-    let made = |v: ValueId| defs[v.index()].map(|n| &g.nodes[n]);
-    let node = &g.nodes[n];
-    let Op::Reduce { combiner: Combiner::Add, axes } = &node.op else { return false };
-    let Some(exp) = made(node.inputs[0]).filter(|e| matches!(e.op, Op::Unary(Unary::Exp))) else {
-        return false;
-    };
-    let Some(sub) = made(exp.inputs[0]).filter(|s| matches!(s.op, Op::Binary(Binary::Sub))) else {
-        return false;
-    };
-    let mut most = sub.inputs[1];
-    while let Some(n) = made(most)
-        && let Op::Broadcast { .. } | Op::Reshape { .. } = n.op
-    {
-        most = n.inputs[0];
-    }
-    let max = |m: &Node| matches!(&m.op, Op::Reduce { combiner: Combiner::Max, axes: a } if a == axes);
-    g.dtype(node.outputs[0]) == DType::F32
-        && made(most).is_some_and(|m| max(m) && m.inputs[0] == sub.inputs[0])
 }
 
 type Body<'b> = dyn FnMut(&mut Emitter<'_>, &[Option<Coord>], &[Val]) -> Result<Vec<Val>, Error> + 'b;
