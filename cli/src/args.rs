@@ -117,7 +117,7 @@ pub struct ModelArgs {
     /// Ask for the same bits at any number of threads. They always are the same, at no cost.
     #[arg(long)]
     pub deterministic: bool,
-    /// Run on a simulation of another chip, such as ascend-910b: slow, to prove what is compiled for it.
+    /// Run on a simulation or emulation of another chip, such as ascend-910b or riscv64-v256: slow, to prove what is compiled for it.
     #[arg(long, value_name = "CHIP")]
     pub simulate: Option<String>,
     /// Run on another machine: `agent:COMMAND` (`agent:ssh board ./agent-riscv64`), or `emulator:CHIP` for a CPU that QEMU emulates here.

@@ -210,11 +210,14 @@ fn show(value: &Json, indent: usize) {
 pub fn devices(as_json: bool) -> Done {
     let chip = Chip::host().map_err(tongtu::Error::from)?;
     let memory = chip.capacity("dram").unwrap_or(0);
+    let emulated = tongtu::remote::emulated();
     if as_json {
-        print_json(&json!([{
+        let here = json!({
             "name": "cpu", "chip": chip.title, "threads": chip.cores.value, "vector_bits": chip.vector.bits,
             "memory_bytes": memory, "features": chip.features,
-        }]));
+        });
+        let emulator = |c: &Chip| json!({ "name": format!("emulator:{}", c.name), "chip": c.title });
+        print_json(&std::iter::once(here).chain(emulated.iter().map(emulator)).collect());
         return Ok(0);
     }
     say!(
@@ -225,6 +228,9 @@ pub fn devices(as_json: bool) -> Done {
         ui::bytes(memory)
     );
     say!("     {}", chip.features.join(" "));
+    for c in &emulated {
+        say!("emulator:{}  {}", c.name, c.title);
+    }
     Ok(0)
 }
 

@@ -300,7 +300,7 @@ static void unmap(u64 at, u64 n) { call3(N_MUNMAP, (i64)at, (i64)pages(n), 0); }
 
 static int inside(u64 at, u64 n) {
     for (u64 i = 0; i < count; i++)
-        if (at >= blocks[i].at && at - blocks[i].at <= blocks[i].bytes) return n <= blocks[i].bytes - (at - blocks[i].at);
+        if (at >= blocks[i].at && at - blocks[i].at <= blocks[i].bytes && n <= blocks[i].bytes - (at - blocks[i].at)) return 1;
     return 0;
 }
 

@@ -8,6 +8,11 @@ use tongtu_chip::Chip;
 
 use crate::{Error, Remote};
 
+/// Whether this machine runs what is compiled for a chip.
+pub fn runs_here(chip: &Chip) -> bool {
+    Chip::host().is_ok_and(|h| chip.arch == h.arch && chip.features.iter().all(|f| h.features.contains(f)))
+}
+
 /// Gives `f` a chip with what compiles for it here and, where there is something, what runs it: this machine, an emulator, or a simulation of
 /// the chip that runs the program its compiler planned. This is where a back end comes in.
 ///
@@ -17,9 +22,7 @@ pub fn with_target<T>(chip: &str, f: impl FnOnce(Target<'_>) -> T) -> Result<T, 
     let chip = Chip::builtin(chip)?;
     #[cfg(any(feature = "llvm", feature = "llvm-static"))]
     if chip.kind == tongtu_chip::Kind::Cpu {
-        let host = Chip::host()?;
-        let runs = chip.arch == host.arch && chip.features.iter().all(|f| host.features.contains(f));
-        let device: Option<std::sync::Arc<dyn tongtu_plan::Device>> = match runs {
+        let device: Option<std::sync::Arc<dyn tongtu_plan::Device>> = match runs_here(&chip) {
             true => Some(std::sync::Arc::new(tongtu_cpu::CpuDevice::new(2)?)),
             false => Remote::emulator(&chip).ok().map(|r| r.shared()),
         };

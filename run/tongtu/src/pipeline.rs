@@ -9,6 +9,7 @@ use tongtu_plan::{Device, Plan};
 
 use crate::error::Error;
 use crate::options::Options;
+use crate::remote::Remote;
 
 /// Changes with every source that decides a compiled kernel.
 pub const KERNELS_VERSION: &str = env!("TONGTU_KERNELS");
@@ -32,6 +33,7 @@ pub(crate) fn device(options: &Options) -> Result<Arc<dyn Device>, Error> {
         Kind::Npu if options.simulate => Ok(Arc::new(tongtu_ascend::Simulator::new(&chip, true))),
         Kind::Npu => Ok(Arc::new(tongtu_ascend::Npu::open(&chip)?)),
         Kind::Cpu if !options.simulate => Ok(Arc::new(CpuDevice::new(options.threads)?)),
+        Kind::Cpu => Ok(Remote::emulator(&chip)?.shared()),
         _ => Err(Error::NoDevice(chip.name)),
     }
 }

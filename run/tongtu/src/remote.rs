@@ -78,14 +78,21 @@ fn start(name: &str, command: Command) -> Result<AgentDevice, Error> {
     AgentDevice::start(name, command, LIMIT).map_err(|e| Error::Remote(format!("{name}: {e}")))
 }
 
+/// The chips of other architectures that an emulator is installed for.
+pub fn emulated() -> Vec<Chip> {
+    let there = |c: &Chip| emulator(c).is_some_and(|run| installed(&run[0]));
+    let foreign = |c: &Chip| c.kind == Kind::Cpu && c.arch != std::env::consts::ARCH;
+    Chip::names().filter_map(|n| Chip::builtin(n).ok()).filter(|c| foreign(c) && there(c)).collect()
+}
+
 /// Whether a program is on the path.
-pub fn installed(program: &str) -> bool {
+fn installed(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|d| d.join(program).is_file())
 }
 
 /// The agent for an architecture, built where it was not before.
-pub fn built(arch: &str) -> Result<std::path::PathBuf, Error> {
+fn built(arch: &str) -> Result<std::path::PathBuf, Error> {
     let root =
         cache::root().ok_or_else(|| Error::Remote("there is no folder to build the agent in".into()))?;
     let folder = root.join("agents");
