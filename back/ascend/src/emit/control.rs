@@ -3,10 +3,11 @@
 use tongtu_tile::{Inst, Val};
 
 use super::{Emit, Slot, Text, element, shaped};
+use crate::legal::is_950;
 
 impl Emit<'_> {
     /// Defines a region's parameters and gives `name = init` pairs.
-    fn carried(&mut self, params: &[Val], init: &[String]) -> (String, String) {
+    fn carry(&mut self, params: &[Val], init: &[String]) -> (String, String) {
         let mut pairs = Vec::new();
         let mut tys = Vec::new();
         for (&p, i) in params.iter().zip(init) {
@@ -54,7 +55,8 @@ impl Emit<'_> {
         };
         let (name, head) = self.head(inst);
         let i = self.fresh();
-        let (pairs, tys) = self.carried(&block.params[1..], &ops[3..]);
+        self.carried.extend(&block.params[1..]);
+        let (pairs, tys) = self.carry(&block.params[1..], &ops[3..]);
         let carry = if pairs.is_empty() { String::new() } else { format!(" iter_args({pairs}) -> ({tys})") };
         self.line(format!("{head}scf.for {i} = {} to {} step {}{carry} {{", bounds[0], bounds[1], bounds[2]));
         self.depth += 1;
@@ -225,8 +227,15 @@ impl Emit<'_> {
             self.depth += 1;
             self.block(block)?;
             if !inst.results.is_empty() {
-                let (names, tys) = self.yielded(&block.results)?;
-                self.line(format!("scf.yield {names} : {tys}"));
+                let (mut names, mut tys) = (Vec::new(), Vec::new());
+                for &v in &block.results {
+                    let (name, ty) = (self.scalar(v)?, self.ty(v));
+                    // One chip's compiler forgets that what a branch hands through is the loop's, and writes there first.
+                    let copied = is_950(self.chip) && self.carried.contains(&v) && !self.shape(v).is_empty();
+                    names.push(if copied { self.dense(&name, &ty) } else { name });
+                    tys.push(ty);
+                }
+                self.line(format!("scf.yield {} : {}", names.join(", "), tys.join(", ")));
             }
             self.depth -= 1;
         }

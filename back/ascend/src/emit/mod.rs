@@ -81,6 +81,8 @@ pub(crate) struct Emit<'a> {
     pub lays: HashMap<Val, Lay>,
     /// Tiles that are parts of others, in whose memory they may lie.
     parts: HashSet<Val>,
+    /// Tiles that loops carry.
+    carried: HashSet<Val>,
 }
 
 /// A kernel's text.
@@ -119,6 +121,7 @@ pub fn emit(kernel: &Kernel, chip: &Chip) -> Result<Emitted, CompileError> {
         matrix: HashSet::new(),
         lays: HashMap::new(),
         parts: HashSet::new(),
+        carried: HashSet::new(),
     };
     find_fills(&kernel.body, &mut e.filled);
     find_operands(&kernel.body, &mut e.matrix);
