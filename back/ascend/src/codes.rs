@@ -136,14 +136,14 @@ impl Held<'_> {
             Op::Alloc { dtype, .. } | Op::Bitcast { to: dtype } => plain(dtype, chip),
             _ => {}
         }
-        if matches!(inst.op, Op::Mma {}) && self.is_thin(&inst) {
+        let is_product = matches!(inst.op, Op::Mma {});
+        let thin = is_product && self.is_thin(&inst);
+        if thin && self.loaded.contains(&inst.operands[2]) {
             let mut m = Make::new(self, &inst, inst.results[0]);
             m.widen_product(&mut inst);
             let made = m.end();
             self.out.extend(made);
-        }
-        let loose = |v: &Val| self.loose.contains(v);
-        if matches!(inst.op, Op::Mma {}) && inst.operands[1..].iter().any(loose) {
+        } else if is_product && (thin || inst.operands[1..].iter().any(|v| self.loose.contains(v))) {
             // The vendor's compiler fails on a matrix unit's operands that scalars have written.
             let mut m = Make::new(self, &inst, inst.results[0]);
             m.product(&inst);
