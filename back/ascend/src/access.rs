@@ -206,17 +206,12 @@ impl Emit<'_> {
     fn subview(
         &mut self,
         name: &str,
-        shape: &[usize],
+        from: &str,
         strides: &[String],
         dynamic: bool,
         dtype: &str,
         clip: &Clip,
     ) -> (String, String) {
-        let from = if dynamic {
-            format!("memref<{}, strided<[{}], offset: ?>>", shaped(shape, dtype), strides.join(", "))
-        } else {
-            format!("memref<{}>", shaped(shape, dtype))
-        };
         let moved = clip.first.iter().any(|f| f != "0");
         let dims: Vec<String> =
             clip.count.iter().map(|c| if c.starts_with('%') { "?".to_string() } else { c.clone() }).collect();
@@ -227,7 +222,7 @@ impl Emit<'_> {
             "{sub} = memref.subview {name}[{}] [{}] [{}] : {from} to {to}",
             clip.first.join(", "),
             clip.count.join(", "),
-            vec!["1"; shape.len()].join(", ")
+            vec!["1"; clip.count.len()].join(", ")
         ));
         (sub, to)
     }
@@ -247,7 +242,7 @@ impl Emit<'_> {
             && clip.count.iter().zip(&shape).all(|(count, n)| *count == n.to_string());
         match whole {
             true => (name.to_string(), ty.to_string()),
-            false => self.subview(name, &shape, &layout_of(ty), true, dtype, clip),
+            false => self.subview(name, ty, &layout_of(ty), true, dtype, clip),
         }
     }
 
@@ -278,22 +273,23 @@ impl Emit<'_> {
         let shape = if present.is_empty() { vec![1] } else { present.clone() };
         let element = mlir(view.dtype);
         let local_ty = format!("memref<{}>", shaped(&shape, &element));
-        let local = self.fresh();
-        self.line(format!("{local} = memref.alloc() : {local_ty}"));
+        // Beside matrix units it takes no copies inside a memory.
+        let guarded = clip.is_some() && self.reshapes && self.matrix.is_empty();
+        let (local, home_ty) = self.home(&shape, &element, guarded);
         match clip {
             None => self.line(format!("memref.copy {name}, {local} : {ty} to {local_ty}")),
             Some(clip) => {
                 let p = self.fresh();
                 self.line(format!("{p} = arith.constant {} : {element}", constant(view.dtype, pad)));
-                self.line(format!("linalg.fill ins({p} : {element}) outs({local} : {local_ty})"));
+                self.line(format!("linalg.fill ins({p} : {element}) outs({local} : {home_ty})"));
                 let (from, from_ty) = self.clipped(&name, &ty, &held, &element, &clip);
                 let own: Vec<String> = row_major(&shape);
-                let (to, to_ty) = self.subview(&local, &shape, &own, false, &element, &clip);
+                let moved = home_ty.ends_with("offset: ?>>");
+                let (to, to_ty) = self.subview(&local, &home_ty, &own, moved, &element, &clip);
                 self.line(format!("memref.copy {from}, {to} : {from_ty} to {to_ty}"));
             }
         }
-        let t = self.fresh();
-        self.line(format!("{t} = bufferization.to_tensor {local} restrict writable : {local_ty}"));
+        let t = self.written(&local, &home_ty, &shape, &element);
         // From the order of memory to the tile's.
         let mut order: Vec<usize> = (0..places.len()).collect();
         order.sort_by_key(|&i| places[i]);

@@ -8,11 +8,11 @@ use crate::emit::{Emit, Slot, Text, ViewSlot, constant, mlir, shaped};
 use crate::legal::is_950;
 
 impl Emit<'_> {
-    /// Memory that a loop over elements writes, and its type. Where the dims of what it holds are changed later, one chip's compiler moves a
-    /// copy that this takes before the loop, unless the loop writes through a view.
-    fn home(&mut self, shape: &[usize], element: &str) -> (String, String) {
+    /// Memory for a tile that is written in parts, and its type. Where the dims of what it holds are changed later, one chip's compiler
+    /// moves a copy that this takes before the writes, unless they go through a view: `guarded` memory is one there.
+    pub(crate) fn home(&mut self, shape: &[usize], element: &str, guarded: bool) -> (String, String) {
         let local = self.fresh();
-        if shape.len() < 2 || is_950(self.chip) {
+        if !guarded || is_950(self.chip) {
             let ty = format!("memref<{}>", shaped(shape, element));
             self.line(format!("{local} = memref.alloc() : {ty}"));
             return (local, ty);
@@ -22,15 +22,26 @@ impl Emit<'_> {
         let list = |s: &[usize]| s.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
         let strides: Vec<usize> = (1..=shape.len()).map(|d| shape[d..].iter().product()).collect();
         let (sizes, strides, view) = (list(shape), list(&strides), self.fresh());
-        let ty = format!("memref<{}, strided<[{strides}]>>", shaped(shape, element));
+        // A view of the same layout would be no view to it.
+        let (offset, end) = match shape {
+            [_] => {
+                // Program instances count from 0, which it does not know.
+                let (id, zero) = (self.fresh(), self.int(0));
+                self.line(format!("{id} = arith.extsi %px : i32 to i64"));
+                let none = self.int_op("minsi", &id, &zero);
+                (self.index(&none), ", offset: ?")
+            }
+            _ => ("0".to_string(), ""),
+        };
+        let ty = format!("memref<{}, strided<[{strides}]{end}>>", shaped(shape, element));
         self.line(format!(
-            "{view} = memref.reinterpret_cast {local} to offset: [0], sizes: [{sizes}], strides: [{strides}] : {flat} to {ty}"
+            "{view} = memref.reinterpret_cast {local} to offset: [{offset}], sizes: [{sizes}], strides: [{strides}] : {flat} to {ty}"
         ));
         (view, ty)
     }
 
-    /// What a loop over elements has written, as a tensor.
-    fn written(&mut self, home: &str, ty: &str, shape: &[usize], element: &str) -> String {
+    /// What such memory holds, as a tensor.
+    pub(crate) fn written(&mut self, home: &str, ty: &str, shape: &[usize], element: &str) -> String {
         let (mut home, t) = (home.to_string(), self.fresh());
         let plain = format!("memref<{}>", shaped(shape, element));
         if ty != plain {
@@ -244,7 +255,7 @@ impl Emit<'_> {
             self.define(result, Slot::Value(v));
             return Ok(());
         }
-        let (local, ty) = self.home(&shape, &mlir(d));
+        let (local, ty) = self.home(&shape, &mlir(d), shape.len() > 1);
         self.each(&shape, &mut |e, at| {
             let v = element(e, at)?;
             e.line(format!("memref.store {v}, {local}[{}] : {ty}", at.join(", ")));
@@ -352,7 +363,8 @@ impl Emit<'_> {
         let to: Vec<usize> =
             if scan.is_some() { shape.clone() } else { kept.iter().map(|&d| shape[d]).collect() };
         let home: Vec<usize> = if to.is_empty() { vec![1] } else { to.clone() };
-        let locals: Vec<(String, String)> = tys.iter().map(|&d| self.home(&home, &mlir(d))).collect();
+        let locals: Vec<(String, String)> =
+            tys.iter().map(|&d| self.home(&home, &mlir(d), home.len() > 1)).collect();
         let outer: Vec<usize> = kept.iter().map(|&d| shape[d]).collect();
         let inner: Vec<usize> = along.iter().map(|&d| shape[d]).collect();
         let yields = tys.iter().map(|&d| mlir(d)).collect::<Vec<_>>().join(", ");

@@ -83,6 +83,8 @@ pub(crate) struct Emit<'a> {
     parts: HashSet<Val>,
     /// Tiles that loops carry.
     carried: HashSet<Val>,
+    /// Whether tiles' dims are changed.
+    pub reshapes: bool,
 }
 
 /// A kernel's text.
@@ -122,6 +124,7 @@ pub fn emit(kernel: &Kernel, chip: &Chip) -> Result<Emitted, CompileError> {
         lays: HashMap::new(),
         parts: HashSet::new(),
         carried: HashSet::new(),
+        reshapes: has_reshapes(kernel, &kernel.body),
     };
     find_fills(&kernel.body, &mut e.filled);
     find_operands(&kernel.body, &mut e.matrix);
@@ -153,6 +156,18 @@ fn find_operands(block: &Block, out: &mut HashSet<Val>) {
             _ => {}
         }
     }
+}
+
+/// Whether dims but those of 1 are changed somewhere.
+fn has_reshapes(kernel: &Kernel, block: &Block) -> bool {
+    let core = |v: Val| {
+        let shape = kernel.ty(v).as_tile().map(|t| t.1).unwrap_or_default();
+        shape.iter().copied().filter(|&n| n != 1).collect::<Vec<_>>()
+    };
+    block.insts.iter().any(|i| {
+        matches!(i.op, Op::Reshape { .. }) && core(i.operands[0]) != core(i.results[0])
+            || i.blocks.iter().any(|b| has_reshapes(kernel, b))
+    })
 }
 
 /// The element type in MLIR; bools in memory are bytes.
