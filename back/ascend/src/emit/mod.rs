@@ -10,7 +10,7 @@ use std::fmt::Write;
 
 use tongtu_chip::Chip;
 use tongtu_plan::backend::{CompileError, Support};
-use tongtu_tensor::scalar::Binary;
+use tongtu_tensor::scalar::{Binary, Unary};
 use tongtu_tensor::{Combiner, DType, Num, Overflow};
 use tongtu_tile::{Block, Inst, Kernel, Op, ParamKind, Ty, Val};
 
@@ -519,6 +519,17 @@ impl Emit<'_> {
                 }
                 self.line(format!("{name} = arith.{op} {p}, {}, {} : {from}", ops[0], ops[1]));
                 return Ok(self.short_truths(name, d, &shape));
+            }
+            // One chip's compiler gives other bytes than 0 and 1.
+            Op::Select {}
+                if self.dtype(result).is_bool() && from_shape == shape && legal::is_950(self.chip) =>
+            {
+                let [c, a, b] = [0, 1, 2].map(|i| ops[i].as_str());
+                let d = DType::Bool;
+                let taken = self.binary(Binary::And, d, &shape, c, a, &ty)?;
+                self.unary(inst, Unary::Not, d, c, &ty, &name)?;
+                let left = self.binary(Binary::And, d, &shape, &name, b, &ty)?;
+                return self.binary(Binary::Or, d, &shape, &taken, &left, &ty);
             }
             Op::Select {} => {
                 let long = mlir(self.dtype(result)) == "i64";
