@@ -65,12 +65,12 @@ fn the_host_agrees_with_the_standard_library() {
 
 #[test]
 fn refusals_are_typed() {
-    assert_eq!(Chip::builtin("abacus").unwrap_err().code(), "chip-unknown");
-    assert_eq!(Chip::parse("name = 3").unwrap_err().code(), "chip-syntax");
+    assert_eq!(Chip::builtin("abacus").unwrap_err().code(), "F002");
+    assert_eq!(Chip::parse("name = 3").unwrap_err().code(), "F001");
     let good = toml::to_string(&Chip::builtin("x86-64-v3").unwrap()).unwrap();
     let zero = good.replace("bits = 256", "bits = 0");
     assert_ne!(good, zero);
-    assert_eq!(Chip::parse(&zero).unwrap_err().code(), "chip-value");
+    assert_eq!(Chip::parse(&zero).unwrap_err().code(), "F003");
     let unknown = format!("colour = \"red\"\n{good}");
-    assert_eq!(Chip::parse(&unknown).unwrap_err().code(), "chip-syntax");
+    assert_eq!(Chip::parse(&unknown).unwrap_err().code(), "F001");
 }
