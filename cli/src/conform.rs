@@ -187,6 +187,7 @@ pub fn worker(args: &WorkerArgs) -> Done {
         Some(_) => options,
         None => options.without_cache(),
     };
+    isolate::end_with_parent();
     print(isolate::READY);
     for line in std::io::stdin().lock().lines() {
         let Ok(line) = line else { break };

@@ -9,14 +9,17 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use tongtu::Error;
-use tongtu::conform::{Expected, Outcome, Program, Report, isolate, programs, search, with_target};
+use tongtu::conform::{
+    Expected, Outcome, Program, Report, isolate, programs, search, with_compiler, with_target,
+};
+use tongtu::{Chip, Error};
 
 use crate::args::{ConformChipArgs, KitWorkerArgs};
 use crate::ui::{DIFFERS, Done, Fail, Progress, print, print_json, say};
 
 /// Answers programs on standard input, one process of many.
 pub fn worker(args: &KitWorkerArgs) -> Done {
+    isolate::end_with_parent();
     with_target(&args.chip, isolate::serve)?.map_err(Error::io("standard input"))?;
     Ok(0)
 }
@@ -67,7 +70,8 @@ fn keep(mut file: &File, cases: &[Outcome]) {
 
 /// Runs the kit on a chip and holds the verdicts against the list of what is expected not to pass, or tries random programs.
 pub fn chip(args: &ConformChipArgs, as_json: bool) -> Done {
-    let backend = with_target(&args.chip, |target| target.compiler.name().to_string())?;
+    let chip = Chip::builtin(&args.chip).map_err(Error::from)?;
+    let backend = with_compiler(&chip, |compiler| compiler.name().to_string())?;
     let program = std::env::current_exe().map_err(Error::io("tongtu"))?;
     let worker = || {
         let mut command = Command::new(&program);

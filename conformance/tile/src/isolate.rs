@@ -18,6 +18,12 @@ use tongtu_tile::{parse_kernel, verify};
 use crate::run::{Ran, Target, outcomes, run_batch};
 use crate::{Outcome, Program};
 
+/// Ends this process, a worker, when the one that started it ends: it is not reached by what a terminal sends to that one.
+pub fn end_with_parent() {
+    #[cfg(target_os = "linux")]
+    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+}
+
 /// Programs given to a worker at a time.
 const BATCH: usize = 8;
 

@@ -13,7 +13,7 @@ pub use tongtu_port::{Gap, Settings, html, text};
 
 use tongtu_port::prove::{self, Ran};
 
-use crate::conform::with_target;
+use crate::conform::with_compiler;
 use crate::error::Error;
 use crate::model::{LoadOptions, Model, tie};
 use crate::options::Options;
@@ -59,7 +59,8 @@ pub fn check(
     let mut module = model.module().clone();
     let loaded = model.loaded();
     tie(&mut module, &loaded.inputs, &loaded.outputs, state)?;
-    let report = with_target(chip, |t| tongtu_port::check(&module, t.chip, t.compiler, settings))?;
+    let chip = Chip::builtin(chip)?;
+    let report = with_compiler(&chip, |compiler| tongtu_port::check(&module, &chip, compiler, settings))?;
     Ok(report?)
 }
 
