@@ -61,7 +61,7 @@ fn main() -> ExitCode {
         Err(e) => {
             let _ = e.print();
             // There 2 is an answer: the model does not work.
-            let is_port = std::env::args().nth(1).is_some_and(|a| a == "port");
+            let is_port = std::env::args().skip(1).find(|a| !a.starts_with('-')).is_some_and(|a| a == "port");
             let code = if is_port && e.use_stderr() { ui::FAILED.into() } else { e.exit_code() };
             return ExitCode::from(u8::try_from(code).unwrap_or(ui::USAGE));
         }

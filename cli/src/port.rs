@@ -34,8 +34,9 @@ fn name(path: &Path) -> String {
 }
 
 fn make(args: &PortArgs) -> Result<Report, Fail> {
-    if args.model.simulate.is_some() {
-        return Err(Fail::usage("--simulate has no effect here: --to names the chip"));
+    let elsewhere = [("simulate", &args.model.simulate), ("on", &args.model.on)];
+    if let Some((option, _)) = elsewhere.iter().find(|(_, given)| given.is_some()) {
+        return Err(Fail::usage(format!("--{option} has no effect here: --to names the chip")));
     }
     if open::is_bundle(&args.model.model)? {
         return Err(Fail::usage("a bundle is compiled already: give the model that it was made from"));

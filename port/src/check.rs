@@ -77,7 +77,7 @@ impl Settings {
 }
 
 pub(crate) fn finding(code: &str, weight: Weight, what: impl Into<String>, at: impl Into<String>) -> Finding {
-    let fix = crate::report_codes(code).map_or("", |c| c.fix).to_string();
+    let fix = crate::codes::find(code).map_or("", |c| c.fix).to_string();
     Finding { code: code.to_string(), weight, what: what.into(), at: at.into(), fix }
 }
 

@@ -84,3 +84,8 @@ pub const CODES: &[Code] = &[
         fix: "give the sizes that you will run: `--dim NAME=SIZE`",
     },
 ];
+
+/// What is said of a kind of finding.
+pub(crate) fn find(code: &str) -> Option<&'static Code> {
+    CODES.iter().find(|c| c.code == code)
+}

@@ -98,7 +98,7 @@ fn class(v: Verdict) -> &'static str {
 fn summary(out: &mut String, r: &Report) {
     out.push_str("<h2>Summary</h2><div class=\"cards\">\n");
     for c in &r.chips {
-        let memory = c.memory.weights + c.memory.activations + c.memory.ports;
+        let memory = c.memory.weights + c.memory.activations + c.memory.inputs;
         let speed = match (c.total.measured_us, c.total.limit_us) {
             (Some(m), Some(l)) => {
                 format!("{} measured, {} of the chip's limit", time(m), percent(l / m.max(1e-9)))
@@ -412,10 +412,10 @@ fn kernels(out: &mut String, c: &ChipReport) {
 fn memory(out: &mut String, m: &MemoryReport, c: &ChipReport) {
     let _ = writeln!(
         out,
-        "<h3>Memory</h3><p>Weights {}, activations {}, inputs and outputs {}.</p>",
+        "<h3>Memory</h3><p>Weights {}, activations {}, inputs {}.</p>",
         bytes(m.weights as f64),
         bytes(m.activations as f64),
-        bytes(m.ports as f64)
+        bytes(m.inputs as f64)
     );
     out.push_str("<table><tr><th>level</th><th>kind</th><th class=\"n\">wanted</th><th class=\"n\">there</th><th>fits</th></tr>\n");
     let scratch = c.kernels.iter().filter_map(|k| k.scratch.as_ref()).max_by_key(|s| s.need);

@@ -19,8 +19,3 @@ pub mod text;
 
 pub use check::{Gap, Settings, check, gaps};
 pub use report::{ChipReport, Report};
-
-/// What is said of a kind of finding.
-pub(crate) fn report_codes(code: &str) -> Option<&'static codes::Code> {
-    codes::CODES.iter().find(|c| c.code == code)
-}

@@ -34,7 +34,7 @@ pub fn report(plan: &Plan, chip: &Chip, size: &dyn Fn(&Dim) -> i64) -> MemoryRep
         }
     }
     let (offsets, activations) = assign(&spans);
-    let ports: u64 = plan.inputs.iter().map(|p| bytes(plan, p.value, size)).sum();
+    let inputs: u64 = plan.inputs.iter().map(|p| bytes(plan, p.value, size)).sum();
     let mut map: Vec<Place> = spans
         .iter()
         .zip(offsets)
@@ -45,14 +45,14 @@ pub fn report(plan: &Plan, chip: &Chip, size: &dyn Fn(&Dim) -> i64) -> MemoryRep
     map.truncate(LISTED);
     map.sort_by_key(|p| (p.first, p.offset));
     let steps = plan.body.steps.len();
-    let mut report = MemoryReport { weights, ports, activations, unknown, levels: Vec::new(), steps, map };
+    let mut report = MemoryReport { weights, inputs, activations, unknown, levels: Vec::new(), steps, map };
     report.levels = chip.levels.iter().filter_map(|l| level(chip, l, &report)).collect();
     report
 }
 
 /// Bytes that a run works on.
 pub fn working_set(m: &MemoryReport) -> u64 {
-    m.weights.saturating_add(m.activations).saturating_add(m.ports)
+    m.weights.saturating_add(m.activations).saturating_add(m.inputs)
 }
 
 fn level(chip: &Chip, l: &tongtu_chip::Level, m: &MemoryReport) -> Option<LevelUse> {

@@ -277,9 +277,9 @@ pub struct Placement {
 pub struct MemoryReport {
     /// Bytes of weights as the kernels want them.
     pub weights: u64,
-    /// Bytes of inputs and outputs.
-    pub ports: u64,
-    /// Bytes of the arena that holds values of known size between kernels.
+    /// Bytes of inputs.
+    pub inputs: u64,
+    /// Bytes of the arena that holds values of known size between kernels, and results.
     pub activations: u64,
     /// Values whose size is known only when the model runs; they come on top.
     pub unknown: usize,

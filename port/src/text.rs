@@ -106,7 +106,7 @@ fn compare(out: &mut String, r: &Report) {
             c.chip.clone(),
             c.verdict.words().to_string(),
             counts(c),
-            bytes((c.memory.weights + c.memory.activations + c.memory.ports) as f64),
+            bytes((c.memory.weights + c.memory.activations + c.memory.inputs) as f64),
             c.total.limit_us.map_or("not known".to_string(), time),
             proof_line(c),
         ]);
@@ -138,7 +138,7 @@ fn chip(out: &mut String, r: &Report, c: &ChipReport) {
             "  memory      weights {}, activations {}, inputs {}{open}",
             bytes(m.weights as f64),
             bytes(m.activations as f64),
-            bytes(m.ports as f64)
+            bytes(m.inputs as f64)
         );
         for l in m.levels.iter().filter(|l| l.kind == "memory") {
             let fits = match l.fits {

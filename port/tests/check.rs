@@ -68,7 +68,7 @@ fn figures_are_those_by_hand() {
     // x, w, b and y, once each.
     assert_eq!(r.total.bytes, (4 * (64 * 128 + 128 * 256 + 256 + 64 * 256)) as f64);
     assert_eq!(r.memory.weights, 4 * (128 * 256 + 256));
-    assert_eq!(r.memory.ports, 4 * 64 * 128);
+    assert_eq!(r.memory.inputs, 4 * 64 * 128);
     let time = r.total.flops / chip.f32_peak().unwrap() * 1e6;
     let kernel = &r.kernels[0];
     assert_eq!((r.kernels.len(), kernel.bound), (1, Bound::Compute));
