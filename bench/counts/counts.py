@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Counts the instructions of kernels under emulation, beside what clang -O3 and gcc -O3 make of plain C (plain.c).
 
-    scripts/setup --emulators;  cargo build --release -p tongtu-cli
+    scripts/setup --emulators;  apt-get install gcc-riscv64-linux-gnu gcc-aarch64-linux-gnu
+    cargo build --release -p tongtu-cli
     ~/.cache/tongtu/venv/bin/python bench/counts/counts.py [--chips riscv64-v256,aarch64-sve256] [--program PATH]
 
 A model of one operation runs on `emulator:CHIP`, where a plugin of the emulator (counter.c) counts what the kernels execute; the C
@@ -48,7 +49,7 @@ CHIPS = {
 
 
 def models(folder):
-    """The operations of plain.c as ONNX models, with how often a vector of one element would multiply and add."""
+    """Writes the operations of plain.c as ONNX models; gives their names."""
     rng = np.random.default_rng(1)
 
     def constant(name, *shape):
@@ -86,13 +87,7 @@ def models(folder):
         [("x", [ROWS, COLUMNS]), ("z", [ROWS, COLUMNS])],
         [ROWS, COLUMNS],
     )
-    return {
-        "matmul": ROWS * COLUMNS * DEPTH,
-        "conv": IMAGE * IMAGE * CHANNELS * CHANNELS * 9,
-        "softmax": 0,
-        "layernorm": 0,
-        "add_relu": 0,
-    }
+    return ["matmul", "conv", "softmax", "layernorm", "add_relu"]
 
 
 def run(command, **options):
@@ -102,13 +97,13 @@ def run(command, **options):
     return done.stdout
 
 
-def counted(command, plugin, above, folder, expect=0):
+def counted(command, plugin, above, folder):
     """What a command's emulators count, in all."""
     out = folder / "counts"
     out.unlink(missing_ok=True)
     env = {**os.environ, "QEMU_PLUGIN": f"{plugin},out={out},above={above:#x}"}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
-    if done.returncode != expect or not out.exists():
+    if done.returncode != 0 or not out.exists():
         sys.exit(f"{' '.join(map(str, command))}\n{done.stderr.strip()}")
     return sum(np.array([int(n) for n in line.split()]) for line in out.read_text().splitlines())
 

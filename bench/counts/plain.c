@@ -27,7 +27,7 @@ static void matmul(void) {
     }
 }
 
-/* c[DEPTH, ROWS, COLUMNS] = softmax of a along COLUMNS, with ROWS * DEPTH rows in all */
+/* c[ROWS, COLUMNS] = softmax of a along COLUMNS */
 static void softmax(void) {
     for (size_t i = 0; i < ROWS; i++) {
         const f32 *x = a + i * COLUMNS;

@@ -208,14 +208,13 @@ impl Emit<'_> {
         name: &str,
         from: &str,
         strides: &[String],
-        dynamic: bool,
         dtype: &str,
         clip: &Clip,
     ) -> (String, String) {
-        let moved = clip.first.iter().any(|f| f != "0");
+        let moved = from.contains("offset: ?") || clip.first.iter().any(|f| f != "0");
         let dims: Vec<String> =
             clip.count.iter().map(|c| if c.starts_with('%') { "?".to_string() } else { c.clone() }).collect();
-        let offset = if dynamic || moved { ", offset: ?" } else { "" };
+        let offset = if moved { ", offset: ?" } else { "" };
         let to = format!("memref<{}x{dtype}, strided<[{}]{offset}>>", dims.join("x"), strides.join(", "));
         let sub = self.fresh();
         self.line(format!(
@@ -242,7 +241,7 @@ impl Emit<'_> {
             && clip.count.iter().zip(&shape).all(|(count, n)| *count == n.to_string());
         match whole {
             true => (name.to_string(), ty.to_string()),
-            false => self.subview(name, ty, &layout_of(ty), true, dtype, clip),
+            false => self.subview(name, ty, &layout_of(ty), dtype, clip),
         }
     }
 
@@ -284,8 +283,7 @@ impl Emit<'_> {
                 self.line(format!("linalg.fill ins({p} : {element}) outs({local} : {home_ty})"));
                 let (from, from_ty) = self.clipped(&name, &ty, &held, &element, &clip);
                 let own: Vec<String> = row_major(&shape);
-                let moved = home_ty.ends_with("offset: ?>>");
-                let (to, to_ty) = self.subview(&local, &home_ty, &own, moved, &element, &clip);
+                let (to, to_ty) = self.subview(&local, &home_ty, &own, &element, &clip);
                 self.line(format!("memref.copy {from}, {to} : {from_ty} to {to_ty}"));
             }
         }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use tongtu_graph::eval::{self, HostValue};
-use tongtu_graph::{Module, Op};
+use tongtu_graph::{Graph, Module, Op};
 use tongtu_onnx::{Loaded, OnnxError, Port};
 use tongtu_plan::Plan;
 use tongtu_plan::bundle::{self, Info};
@@ -145,8 +145,15 @@ impl Model {
 
     /// The name of a weight that nobody has, if there is one: then the model can be checked, not run.
     pub(crate) fn absent(&self) -> Option<String> {
-        let absent = |n: &&tongtu_graph::Node| matches!(&n.op, Op::Constant { value } if value.is_absent());
-        self.module().graph.nodes.iter().find(absent).map(|n| n.loc.to_string())
+        fn find(g: &Graph) -> Option<String> {
+            g.nodes.iter().find_map(|n| match &n.op {
+                Op::Constant { value } => value.is_absent().then(|| n.loc.to_string()),
+                Op::If { then_branch, else_branch, .. } => find(then_branch).or_else(|| find(else_branch)),
+                Op::While { body, .. } | Op::Composite { body, .. } => find(body),
+                _ => None,
+            })
+        }
+        find(&self.module().graph)
     }
 
     /// The graph it became.
