@@ -24,9 +24,10 @@ use tongtu_chip::{Chip, Kind};
 /// Cleans up what the lowering wrote; the vectors are explicit already, so no vectoriser is needed.
 const PASSES: &str = "function(instcombine<no-verify-fixpoint>,simplifycfg,early-cse,loop-mssa(licm))";
 
-/// The same for a kernel of products. Without strength reduction the addresses of a register tile's rows are all known before the
-/// inner loop, its loads move to the loop's head, and its sums out of registers.
-const PASSES_OF_PRODUCTS: &str =
+/// The same with pointers that move in place of indices: for a kernel of products, where the addresses of a register tile's rows would
+/// all be known before the inner loop, its loads move to the loop's head, and its sums out of registers; and for architectures whose
+/// loads take no index.
+const PASSES_REDUCED: &str =
     "function(instcombine<no-verify-fixpoint>,simplifycfg,early-cse,loop-mssa(licm),loop(loop-reduce))";
 
 /// Settings of code generation that only LLVM's command line has. Reducing the strength of loop indices takes as long as selecting
@@ -103,7 +104,9 @@ fn emit(
         let module = Module::parse(ir)?;
         module.set_machine(machine);
         let parsed = Instant::now();
-        module.optimise(if products { PASSES_OF_PRODUCTS } else { PASSES }, machine)?;
+        let arch = target.triple.split('-').next().unwrap_or_default();
+        let reduced = products || !crate::target::indexes(arch);
+        module.optimise(if reduced { PASSES_REDUCED } else { PASSES }, machine)?;
         let optimised = Instant::now();
         let bytes = module.emit(machine, kind)?;
         let times = Times { parse: parsed - start, passes: optimised - parsed, codegen: optimised.elapsed() };

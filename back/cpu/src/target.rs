@@ -23,6 +23,21 @@ pub(crate) fn vscale(chip: &Chip) -> Option<u32> {
     }
 }
 
+/// Bits of the longest vector that an instruction takes: one register, or a group of them on architectures that have groups; none
+/// without vectors.
+pub(crate) fn vector_bits(chip: &Chip, group: bool) -> Option<u32> {
+    if chip.arch == "riscv64" && !chip.has("v") || chip.arch == "loongarch64" && !chip.has("lsx") {
+        return None;
+    }
+    // The longest groups leave too few of them for what long kernels keep.
+    Some(chip.vector.bits * if group && chip.arch == "riscv64" { 4 } else { 1 })
+}
+
+/// Whether loads add an index to an address.
+pub(crate) fn indexes(arch: &str) -> bool {
+    matches!(arch, "x86_64" | "aarch64")
+}
+
 /// Whether it multiplies and adds with one rounding.
 pub(crate) fn fused(chip: &Chip) -> bool {
     chip.arch == "aarch64" || any(chip, &[("x86_64", "fma"), ("riscv64", "d"), ("loongarch64", "d")])

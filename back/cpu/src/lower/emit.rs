@@ -47,6 +47,11 @@ impl Reg {
         }
     }
 
+    /// Bytes of one in memory, to which every access of elements is aligned: devices give memory that is, and views count elements.
+    pub(super) fn bytes(self) -> u32 {
+        self.bits().div_ceil(8)
+    }
+
     fn name(self) -> &'static str {
         match self {
             Reg::I1 => "i1",

@@ -96,7 +96,7 @@ impl Fun<'_> {
     /// Loads one element of a type of whole bytes, or of a scalar argument's slot.
     pub(super) fn load_element(&mut self, dtype: DType, at: &V) -> Result<V> {
         let reg = memory(dtype);
-        let x = self.def(format_args!("load {}, ptr {at}, align 1", reg.ty(1)));
+        let x = self.def(format_args!("load {}, ptr {at}, align {}", reg.ty(1), reg.bytes()));
         Ok(self.read_in(dtype, 1, &x))
     }
 
@@ -463,12 +463,12 @@ impl Fun<'_> {
         match pattern {
             Pattern::Dense | Pattern::Same if n == 1 => {
                 let at = self.address(a, &lanes[0]);
-                let x = self.def(format_args!("load {}, ptr {at}, align 1{scope}", mem.ty(1)));
+                let x = self.def(format_args!("load {}, ptr {at}, align {}{scope}", mem.ty(1), mem.bytes()));
                 self.read_in(dtype, 1, &x)
             }
             Pattern::Dense if chunk.valid == n => {
                 let at = self.address(a, &lanes[0]);
-                let x = self.def(format_args!("load {}, ptr {at}, align 1{scope}", mem.ty(n)));
+                let x = self.def(format_args!("load {}, ptr {at}, align {}{scope}", mem.ty(n), mem.bytes()));
                 self.read_in(dtype, n, &x)
             }
             Pattern::Dense => {
@@ -480,7 +480,7 @@ impl Fun<'_> {
             }
             Pattern::Same => {
                 let at = self.address(a, &lanes[0]);
-                let x = self.def(format_args!("load {}, ptr {at}, align 1{scope}", mem.ty(1)));
+                let x = self.def(format_args!("load {}, ptr {at}, align {}{scope}", mem.ty(1), mem.bytes()));
                 let x = self.spread(mem, &x, n);
                 self.read_in(dtype, n, &x)
             }
@@ -493,7 +493,7 @@ impl Fun<'_> {
                     .iter()
                     .map(|s| {
                         let at = self.address(a, s);
-                        self.def(format_args!("load {}, ptr {at}, align 1{scope}", mem.ty(1)))
+                        self.def(format_args!("load {}, ptr {at}, align {}{scope}", mem.ty(1), mem.bytes()))
                     })
                     .collect();
                 let x = self.pack(mem, &each, n);
@@ -531,7 +531,7 @@ impl Fun<'_> {
             .iter()
             .map(|s| {
                 let p = self.offset(&at, &(*s as i64 * a.size).to_string().into());
-                (self.def(format_args!("load {ty}, ptr {p}, align 1{scope}")), window)
+                (self.def(format_args!("load {ty}, ptr {p}, align {}{scope}", mem.bytes())), window)
             })
             .collect();
         self.assemble(mem, &parts, &from, n)
@@ -548,7 +548,8 @@ impl Fun<'_> {
         let (ty, m, s) = (mem.ty(n), Reg::I1.ty(n), mem.suffix(n));
         self.declared.insert(format!("declare {ty} @llvm.masked.load.{s}.p0(ptr, {m}, {ty})"));
         self.def(format_args!(
-            "call {ty} @llvm.masked.load.{s}.p0(ptr align 1 {at}, {m} {mask}, {ty} {other}){scope}"
+            "call {ty} @llvm.masked.load.{s}.p0(ptr align {} {at}, {m} {mask}, {ty} {other}){scope}",
+            mem.bytes()
         ))
     }
 
@@ -576,7 +577,7 @@ impl Fun<'_> {
                 Some(c) => self.choose(1, c, "ptr", &at, &"%bufs".into()),
                 None => at,
             };
-            let x = self.def(format_args!("load {}, ptr {at}, align 1{scope}", mem.ty(1)));
+            let x = self.def(format_args!("load {}, ptr {at}, align {}{scope}", mem.ty(1), mem.bytes()));
             let pad = self.memory_constant(dtype, pad, 1);
             let x = match &c {
                 Some(c) => self.choose(1, c, &mem.ty(1), &x, &pad),
@@ -629,7 +630,7 @@ impl Fun<'_> {
             .map(|(i, p)| {
                 let c = self.lane(Reg::I1, mask, n, i);
                 let p = self.choose(1, &c, "ptr", p, &"%bufs".into());
-                self.def(format_args!("load {}, ptr {p}, align 1{scope}", mem.ty(1)))
+                self.def(format_args!("load {}, ptr {p}, align {}{scope}", mem.ty(1), mem.bytes()))
             })
             .collect();
         let x = self.pack(mem, &each, n);
@@ -640,7 +641,8 @@ impl Fun<'_> {
         let (ty, m, s) = (mem.ty(n), Reg::I1.ty(n), mem.suffix(n));
         self.declared.insert(format!("declare {ty} @llvm.masked.gather.{s}.v{n}p0(<{n} x ptr>, {m}, {ty})"));
         self.def(format_args!(
-            "call {ty} @llvm.masked.gather.{s}.v{n}p0(<{n} x ptr> align 1 {at}, {m} {mask}, {ty} {other}){scope}"
+            "call {ty} @llvm.masked.gather.{s}.v{n}p0(<{n} x ptr> align {} {at}, {m} {mask}, {ty} {other}){scope}",
+            mem.bytes()
         ))
     }
 
@@ -802,7 +804,7 @@ impl Fun<'_> {
         match self.pattern(a, part) {
             Pattern::Dense if chunk.valid == n => {
                 let at = self.address(a, &lanes[0]);
-                self.line(format_args!("store {} {x}, ptr {at}, align 1{scope}", mem.ty(n)));
+                self.line(format_args!("store {} {x}, ptr {at}, align {}{scope}", mem.ty(n), mem.bytes()));
             }
             Pattern::Dense => {
                 let at = self.address(a, &lanes[0]);
@@ -813,7 +815,11 @@ impl Fun<'_> {
                 for (i, s) in lanes.iter().enumerate() {
                     let one = self.lane(mem, &x, n, i);
                     let at = self.address(a, s);
-                    self.line(format_args!("store {} {one}, ptr {at}, align 1{scope}", mem.ty(1)));
+                    self.line(format_args!(
+                        "store {} {one}, ptr {at}, align {}{scope}",
+                        mem.ty(1),
+                        mem.bytes()
+                    ));
                 }
             }
         }
@@ -824,7 +830,8 @@ impl Fun<'_> {
         let (ty, m, s) = (mem.ty(n), Reg::I1.ty(n), mem.suffix(n));
         self.declared.insert(format!("declare void @llvm.masked.store.{s}.p0({ty}, ptr, {m})"));
         self.line(format_args!(
-            "call void @llvm.masked.store.{s}.p0({ty} {x}, ptr align 1 {at}, {m} {mask}){scope}"
+            "call void @llvm.masked.store.{s}.p0({ty} {x}, ptr align {} {at}, {m} {mask}){scope}",
+            mem.bytes()
         ));
     }
 
@@ -867,7 +874,7 @@ impl Fun<'_> {
         for (i, p) in at.iter().enumerate() {
             let (one, c) = (self.lane(mem, x, n, i), self.lane(Reg::I1, mask, n, i));
             self.when(&c, |s| {
-                s.line(format_args!("store {} {one}, ptr {p}, align 1{scope}", mem.ty(1)));
+                s.line(format_args!("store {} {one}, ptr {p}, align {}{scope}", mem.ty(1), mem.bytes()));
             });
         }
     }
@@ -1126,7 +1133,7 @@ impl Fun<'_> {
             let at = ((row * geo.n + chunk.start) * size).to_string().into();
             let at = self.offset(&ptr, &at);
             let x = self.write_out(tile.dtype, chunk.width, x);
-            self.line(format_args!("store {} {x}, ptr {at}, align 1", mem.ty(chunk.width)));
+            self.line(format_args!("store {} {x}, ptr {at}, align {}", mem.ty(chunk.width), mem.bytes()));
         }
         Ok((ptr, mem))
     }

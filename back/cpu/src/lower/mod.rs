@@ -27,7 +27,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt::Write;
 use tongtu_chip::Chip;
 use tongtu_tensor::DType;
-use tongtu_tile::{Inst, Kernel, Op, ParamKind, Ty, Val};
+use tongtu_tile::{Block, Inst, Kernel, Op, ParamKind, TileMap, Ty, Val};
 
 /// Why a kernel was not lowered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -419,7 +419,24 @@ fn broken(what: &str) -> Refusal {
     Refusal::Broken(what.to_string())
 }
 
-/// The lane count of a kernel: a full register of the widest element its tiles compute in, but never less than
+/// Whether every instruction acts on each lane by itself, or reads and writes elements that lie one after another, or combines all.
+/// Then a group of vector registers does as one.
+fn by_lanes(block: &Block) -> bool {
+    let dense = |map: &TileMap| {
+        let last = map.0.last().map_or(&[][..], Vec::as_slice);
+        last.iter().all(|f| f.size == 1 || f.dim.is_none() || f.step == 1)
+            && last.iter().filter(|f| f.size > 1).count() <= 1
+    };
+    let op = |op: &Op| match op {
+        Op::Load { map, .. } | Op::Store { map, .. } => dense(map),
+        Op::Mma {} | Op::Permute { .. } | Op::Concat { .. } | Op::Extract { .. } => false,
+        Op::Scan { .. } | Op::TakeAlong { .. } | Op::Gather { .. } | Op::Scatter { .. } => false,
+        _ => true,
+    };
+    block.insts.iter().all(|i| op(&i.op) && i.blocks.iter().all(by_lanes))
+}
+
+/// The lane count of a kernel: a full register, or group of registers, of the widest element its tiles compute in, but never less than
 /// that of 32-bit elements, so that one wide index tile does not narrow all others.
 fn lanes(k: &Kernel, chip: &Chip) -> usize {
     let width = |t: &Ty| match t {
@@ -432,5 +449,5 @@ fn lanes(k: &Kernel, chip: &Chip) -> usize {
     };
     let widest = k.types.iter().map(width).max().unwrap_or(32).clamp(8, 32);
     let widest = if widest == 8 && k.types.iter().any(|t| width(t) == 8) { 8 } else { widest.max(16) };
-    (chip.vector.bits / widest).max(1) as usize
+    target::vector_bits(chip, by_lanes(&k.body)).map_or(1, |bits| (bits / widest).max(1) as usize)
 }
