@@ -51,6 +51,11 @@ pub(crate) fn casts_f16(chip: &Chip) -> bool {
         || computes_f16(chip)
 }
 
+/// Whether it loads and stores f16 as such; else as whole numbers, lest LLVM move it by way of f32.
+pub(crate) fn moves_f16(chip: &Chip) -> bool {
+    chip.arch == "x86_64" || casts_f16(chip)
+}
+
 /// Whether it computes in f16, in vectors too.
 pub(crate) fn computes_f16(chip: &Chip) -> bool {
     any(chip, &[("x86_64", "avx512fp16"), ("aarch64", "fullfp16")])

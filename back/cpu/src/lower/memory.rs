@@ -18,11 +18,6 @@ pub(super) fn ordering(order: Ordering) -> &'static str {
     }
 }
 
-/// How an element lies in memory, for types of whole bytes.
-fn memory(dtype: DType) -> Reg {
-    if dtype.is_bool() { Reg::I8 } else { Reg::of(dtype) }
-}
-
 /// Steps along each view dim from the block's origin to an element.
 type Steps = Vec<i64>;
 
@@ -95,9 +90,18 @@ fn reach(map: &TileMap, d: usize) -> (i64, i64) {
 impl Fun<'_> {
     /// Loads one element of a type of whole bytes, or of a scalar argument's slot.
     pub(super) fn load_element(&mut self, dtype: DType, at: &V) -> Result<V> {
-        let reg = memory(dtype);
+        let reg = self.memory(dtype);
         let x = self.def(format_args!("load {}, ptr {at}, align {}", reg.ty(1), reg.bytes()));
         Ok(self.read_in(dtype, 1, &x))
+    }
+
+    /// How an element lies in memory, for types of whole bytes.
+    fn memory(&self, dtype: DType) -> Reg {
+        match dtype {
+            DType::Bool => Reg::I8,
+            DType::F16 if !target::moves_f16(self.chip) => Reg::I16,
+            d => Reg::of(d),
+        }
     }
 
     /// A register value from what memory holds.
@@ -109,11 +113,12 @@ impl Fun<'_> {
             let code = self.bin("and", &Reg::I8.ty(n), x, &int(Reg::I8, (1 << dtype.bits()) - 1, n));
             return self.normal(dtype, n, &code);
         }
-        x.clone()
+        self.conv("bitcast", &self.memory(dtype).ty(n), x, &Reg::of(dtype).ty(n))
     }
 
     fn write_out(&mut self, dtype: DType, n: usize, x: &V) -> V {
-        if dtype.is_bool() { self.conv("zext", &Reg::I1.ty(n), x, &Reg::I8.ty(n)) } else { x.clone() }
+        let op = if dtype.is_bool() { "zext" } else { "bitcast" };
+        self.conv(op, &Reg::of(dtype).ty(n), x, &self.memory(dtype).ty(n))
     }
 
     fn access(
@@ -445,7 +450,7 @@ impl Fun<'_> {
 
     /// Loads a part that is inside.
     pub(super) fn load_part(&mut self, a: &mut Access, part: usize, dtype: DType) -> V {
-        let (reg, mem, chunk) = (Reg::of(dtype), memory(dtype), a.geo.chunk(part));
+        let (reg, mem, chunk) = (Reg::of(dtype), self.memory(dtype), a.geo.chunk(part));
         let (n, scope) = (chunk.width, Self::alias(a.view.buffer.scope));
         let lanes = a.lanes[part].clone();
         if a.size == 0 {
@@ -555,12 +560,18 @@ impl Fun<'_> {
 
     /// A constant as memory holds it.
     fn memory_constant(&self, dtype: DType, x: Num, n: usize) -> V {
-        if dtype.is_bool() { int(Reg::I8, i64::from(x.is_true()), n) } else { emit::constant(dtype, x, n) }
+        match dtype {
+            DType::Bool => int(Reg::I8, i64::from(x.is_true()), n),
+            DType::F16 if self.memory(dtype) == Reg::I16 => {
+                int(Reg::I16, dtype.encode_rounded(x, Default::default()) as i64, n)
+            }
+            _ => emit::constant(dtype, x, n),
+        }
     }
 
     /// Loads a part of which some elements may be outside or masked out.
     fn load_checked(&mut self, a: &mut Access, part: usize, dtype: DType, pad: Num, given: Option<&V>) -> V {
-        let (reg, mem, chunk) = (Reg::of(dtype), memory(dtype), a.geo.chunk(part));
+        let (reg, mem, chunk) = (Reg::of(dtype), self.memory(dtype), a.geo.chunk(part));
         let (n, scope) = (chunk.width, Self::alias(a.view.buffer.scope));
         let lanes = a.lanes[part].clone();
         let (all, mask) = self.lanes_inside(a, part);
@@ -787,7 +798,7 @@ impl Fun<'_> {
     }
 
     fn store_part(&mut self, a: &mut Access, part: usize, dtype: DType, x: &V) -> Result<()> {
-        let (reg, mem, chunk) = (Reg::of(dtype), memory(dtype), a.geo.chunk(part));
+        let (reg, mem, chunk) = (Reg::of(dtype), self.memory(dtype), a.geo.chunk(part));
         let (n, scope) = (chunk.width, Self::alias(a.view.buffer.scope));
         let lanes = a.lanes[part].clone();
         if a.size == 0 {
@@ -843,7 +854,7 @@ impl Fun<'_> {
         x: &V,
         given: Option<&V>,
     ) -> Result<()> {
-        let (reg, mem, chunk) = (Reg::of(dtype), memory(dtype), a.geo.chunk(part));
+        let (reg, mem, chunk) = (Reg::of(dtype), self.memory(dtype), a.geo.chunk(part));
         let (n, scope) = (chunk.width, Self::alias(a.view.buffer.scope));
         let lanes = a.lanes[part].clone();
         let (all, mask) = self.lanes_inside(a, part);
@@ -912,7 +923,7 @@ impl Fun<'_> {
         let index = self.operand(inst.operands[1])?;
         let given = if masked { Some(self.operand(inst.operands[2])?) } else { None };
         let (dtype, geo) = (buffer.dtype, self.geometry(shape));
-        let (reg, mem, scope) = (Reg::of(dtype), memory(dtype), Self::alias(buffer.scope));
+        let (reg, mem, scope) = (Reg::of(dtype), self.memory(dtype), Self::alias(buffer.scope));
         let mut parts = Vec::with_capacity(geo.parts());
         for (part, x) in index.iter().enumerate() {
             let chunk = geo.chunk(part);
@@ -962,7 +973,7 @@ impl Fun<'_> {
         let (index, values) = (self.operand(inst.operands[1])?, self.operand(inst.operands[2])?);
         let given = if masked { Some(self.operand(inst.operands[3])?) } else { None };
         let (dtype, geo) = (buffer.dtype, self.geometry(shape));
-        let (mem, scope) = (memory(dtype), Self::alias(buffer.scope));
+        let (mem, scope) = (self.memory(dtype), Self::alias(buffer.scope));
         for (part, x) in index.iter().enumerate() {
             let chunk = geo.chunk(part);
             let n = chunk.width;
@@ -1015,7 +1026,7 @@ impl Fun<'_> {
                 Combiner::Min if dtype.is_int() => Some(if dtype.is_signed() { "min" } else { "umin" }),
                 _ => None,
             };
-            let (mem, align) = (memory(dtype), dtype.byte_size().unwrap_or(1));
+            let (mem, align) = (s.memory(dtype), dtype.byte_size().unwrap_or(1));
             if let Some(op) = plain {
                 let x = s.write_out(dtype, 1, &x);
                 let old =
@@ -1058,7 +1069,7 @@ impl Fun<'_> {
             _ => "monotonic",
         };
         self.each_atomic(inst, None, |s, part, lane, n, at| {
-            let (reg, mem, align) = (Reg::of(dtype), memory(dtype), dtype.byte_size().unwrap_or(1));
+            let (reg, mem, align) = (Reg::of(dtype), s.memory(dtype), dtype.byte_size().unwrap_or(1));
             let ity = format!("i{}", 8 * align);
             let mut both = Vec::new();
             for x in [&expected[part], &desired[part]] {
@@ -1090,7 +1101,7 @@ impl Fun<'_> {
         }
         let (index_type, shape) = self.tile_ty(inst.operands[1])?;
         let index = self.operand(inst.operands[1])?;
-        let (geo, reg, mem) = (self.geometry(shape), Reg::of(dtype), memory(dtype));
+        let (geo, reg, mem) = (self.geometry(shape), Reg::of(dtype), self.memory(dtype));
         let mut parts = Vec::with_capacity(geo.parts());
         for (part, x) in index.iter().enumerate() {
             let chunk = geo.chunk(part);
@@ -1123,7 +1134,7 @@ impl Fun<'_> {
     /// Writes a tile's parts to fresh scratch memory, elements of whole bytes packed row-major; gives the address.
     pub(super) fn spill(&mut self, tile: &Tile) -> Result<(V, Reg)> {
         let parts = self.rows(tile)?;
-        let (geo, mem) = (self.geometry(&tile.shape), memory(tile.dtype));
+        let (geo, mem) = (self.geometry(&tile.shape), self.memory(tile.dtype));
         let size = (mem.bits() / 8) as usize;
         // Room for the lanes past the end of the last row.
         let ptr = self.reserve((geo.rows * geo.n + self.lanes) * size)?;
@@ -1190,7 +1201,7 @@ impl Fun<'_> {
 
     /// Like `read_in` for spilled values, whose elements take whole bytes.
     fn read_spilled(&mut self, dtype: DType, n: usize, x: &V) -> V {
-        if dtype.is_bool() { self.read_in(dtype, n, x) } else { x.clone() }
+        if dtype.bits() < 8 && !dtype.is_bool() { x.clone() } else { self.read_in(dtype, n, x) }
     }
 }
 
