@@ -25,8 +25,8 @@ use tongtu_chip::{Chip, Kind};
 const PASSES: &str = "function(instcombine<no-verify-fixpoint>,simplifycfg,early-cse,loop-mssa(licm))";
 
 /// The same with pointers that move in place of indices: for a kernel of products, where the addresses of a register tile's rows would
-/// all be known before the inner loop, its loads move to the loop's head, and its sums out of registers; and for architectures whose
-/// loads take no index.
+/// all be known before the inner loop, its loads move to the loop's head, and its sums out of registers; and for architectures
+/// whose addresses have no room for them.
 const PASSES_REDUCED: &str =
     "function(instcombine<no-verify-fixpoint>,simplifycfg,early-cse,loop-mssa(licm),loop(loop-reduce))";
 

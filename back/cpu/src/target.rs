@@ -33,9 +33,9 @@ pub(crate) fn vector_bits(chip: &Chip, group: bool) -> Option<u32> {
     Some(chip.vector.bits * if group && chip.arch == "riscv64" { 4 } else { 1 })
 }
 
-/// Whether loads add an index to an address.
+/// Whether its code gains from indices in addresses; elsewhere loads take none, or none beside a distance.
 pub(crate) fn indexes(arch: &str) -> bool {
-    matches!(arch, "x86_64" | "aarch64")
+    arch == "x86_64"
 }
 
 /// Whether it multiplies and adds with one rounding.
