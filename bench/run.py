@@ -1,12 +1,14 @@
 """Measures Tongtu beside other runtimes on the same models, inputs and threads.
 
-    python bench/run.py [MODEL...] [--threads 1,2] [--runs 20] [--rounds 3] [--peers NAME,...] [--out DIR]
+    python bench/run.py [MODEL...] [--threads 1,2] [--precision f32|bf16] [--runs 20] [--rounds 3] [--peers NAME,...]
+                        [--out DIR]
 
 MODEL is a name under ~/.cache/tongtu/models, optionally with the data set to use as input (resnet50:1).
 The peers are those of onnxruntime and openvino that this Python has (scripts/setup --peers makes one that has both).
 Every case runs in a process of its own. The runtimes take turns within each round, and a ratio is the median over
 the rounds of the ratio of our time to the peer's within a round, since the speed of a shared machine drifts. Outputs are
-compared with the data set first: a runtime with wrong outputs gets no time. DIR receives bench.json, with every
+compared with the data set first: a runtime with wrong outputs gets no time. With --precision bf16 products are in bf16 where a
+runtime has that (OpenVINO's own default on CPUs with AMX; ONNX Runtime has it not for models in f32). DIR receives bench.json, with every
 sample, and bench.md.
 """
 
@@ -63,26 +65,36 @@ def run_json(command, **options):
     raise Failure("printed no JSON")
 
 
+TOLERANCE = {"f32": 1e-2, "bf16": 1e-1}
+"""Greatest error of an output by precision, as a share of its largest value."""
+
+
 class Tongtu:
     """The release build of this tree, through its command line."""
 
     name = "tongtu"
 
-    def __init__(self, program):
+    def __init__(self, program, precision):
         self.program = str(program)
+        self.precision = precision
 
     def version(self):
         return subprocess.run([self.program, "--version"], capture_output=True, text=True).stdout.strip()
 
     def check(self, folder, data_set, threads):
         """Raises Failure unless the outputs agree with the data set."""
-        run_json([self.program, "run", str(folder / "model.onnx"), "--data-set", str(data_set), "--threads",
-                  str(threads), "--json"])
+        command = [self.program, "run", str(folder / "model.onnx"), "--data-set", str(data_set), "--threads",
+                   str(threads), "--precision", self.precision, "--json"]
+        if self.precision != "f32":
+            # The data set's tolerance is for f32.
+            sizes = [abs(value).max() for value in arrays(data_set, "output").values() if value.dtype.kind == "f"]
+            command += ["--rtol", "0", "--atol", str(TOLERANCE[self.precision] * min(sizes))]
+        run_json(command)
 
     def measure(self, folder, data_set, threads, runs):
         """samples_ms, compile_ms, cached_start_ms and peak_rss_bytes of one process."""
         return run_json([self.program, "bench", str(folder / "model.onnx"), "--data-set", str(data_set), "--threads",
-                         str(threads), "--runs", str(runs), "--json"])
+                         str(threads), "--runs", str(runs), "--precision", self.precision, "--json"])
 
     def peak(self):
         """What the machine can do right now, by the program's own probe; None where it gives none."""
@@ -92,26 +104,45 @@ class Tongtu:
             return None
 
 
+def arrays(data_set, kind):
+    """The inputs or outputs of a data set, by name in their order."""
+    from onnx import TensorProto, numpy_helper
+
+    found = sorted(data_set.glob(f"{kind}_*.pb"), key=lambda path: int(path.stem.split("_")[1]))
+    tensors = [TensorProto.FromString(path.read_bytes()) for path in found]
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors}
+
+
 class PythonPeer:
     """A runtime that runs in a process of this Python. `start(path, threads)` gives a function from a dict of inputs to
-    the list of outputs, compiled for f32."""
+    the list of outputs, compiled for the precision."""
 
     package = ""
+
+    def __init__(self, precision):
+        self.precision = precision
 
     def version(self):
         return f"{self.name} {importlib.metadata.version(self.package)}"
 
     def check(self, folder, data_set, threads):
         worst = self._child("check", folder, data_set, threads, 1)["worst"]
-        if worst > 1e-2:
+        if worst > max(TOLERANCE[self.precision], self.allowed(folder)):
             raise Failure(f"outputs differ by {worst:.1e} of the largest value")
+
+    @staticmethod
+    def allowed(folder):
+        """As much error as the model's own data sets allow."""
+        path = folder / "meta.json"
+        meta = json.loads(path.read_text()) if path.is_file() else {}
+        return meta.get("rtol", 0.0)
 
     def measure(self, folder, data_set, threads, runs):
         return self._child("measure", folder, data_set, threads, runs)
 
     def _child(self, action, folder, data_set, threads, runs):
-        return run_json([sys.executable, __file__, "--child", self.name, action, str(folder), str(data_set),
-                         str(threads), str(runs)])
+        return run_json([sys.executable, __file__, "--child", self.name, self.precision, action, str(folder),
+                         str(data_set), str(threads), str(runs)])
 
     def start(self, path, threads):
         raise NotImplementedError
@@ -119,15 +150,9 @@ class PythonPeer:
     def child(self, action, folder, data_set, threads, runs):
         """The measuring process itself."""
         import numpy as np
-        from onnx import TensorProto, numpy_helper
 
         folder, data_set = pathlib.Path(folder), pathlib.Path(data_set)
-
-        def files(kind):
-            found = sorted(data_set.glob(f"{kind}_*.pb"), key=lambda path: int(path.stem.split("_")[1]))
-            return [TensorProto.FromString(path.read_bytes()) for path in found]
-
-        inputs = {tensor.name: numpy_helper.to_array(tensor) for tensor in files("input")}
+        inputs = arrays(data_set, "input")
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         start = time.perf_counter()
         run = self.start(folder / "model.onnx", int(threads))
@@ -135,11 +160,12 @@ class PythonPeer:
         first = time.perf_counter() - start
         if action == "check":
             worst = 0.0
-            for got, want in zip(outputs, map(numpy_helper.to_array, files("output")), strict=True):
+            for got, want in zip(outputs, arrays(data_set, "output").values(), strict=True):
                 if got.shape != want.shape:
                     raise SystemExit(f"an output is {got.shape}, not {want.shape}")
-                if want.dtype.kind == "f" and want.size:
-                    worst = max(worst, float(np.abs(got - want).max() / max(np.abs(want).max(), 1e-6)))
+                if want.dtype.kind in "fiu" and want.size:
+                    error = np.abs(got.astype(np.float64) - want).max()
+                    worst = max(worst, float(error / max(np.abs(want.astype(np.float64)).max(), 1e-6)))
             return {"worst": worst}
         samples = []
         for _ in range(int(runs)):
@@ -167,7 +193,7 @@ class OnnxRuntime(PythonPeer):
 
 
 class OpenVino(PythonPeer):
-    """OpenVINO in f32: left to itself it computes in bf16 on CPUs that have AMX."""
+    """OpenVINO in the precision asked for: left to itself it computes in bf16 on CPUs that have AMX."""
 
     name = "openvino"
     package = "openvino"
@@ -177,7 +203,7 @@ class OpenVino(PythonPeer):
 
         core = openvino.Core()
         options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1,
-                   "INFERENCE_PRECISION_HINT": "f32"}
+                   "INFERENCE_PRECISION_HINT": self.precision}
         model = core.compile_model(core.read_model(path), "CPU", options)
         request = model.create_infer_request()
 
@@ -247,7 +273,7 @@ def markdown(report):
     """The report as a table."""
     names = report["peers"]
     lines = [
-        f"{report['date']}, {report['cpu']}, {report['cores']} cores, load {report['load']:.1f} at the start; "
+        f"{report['date']}, {report['precision']}, {report['cpu']}, {report['cores']} cores, load {report['load']:.1f} at the start; "
         + "; ".join(report["versions"].values()) + ".",
         "",
         "| model | threads | " + " | ".join(f"{name} ms (±)" for name in names) + " | "
@@ -316,11 +342,13 @@ def cpu_name():
 
 def main():
     if sys.argv[1:2] == ["--child"]:
-        print(json.dumps(PEERS[sys.argv[2]]().child(*sys.argv[3:])))
+        print(json.dumps(PEERS[sys.argv[2]](sys.argv[3]).child(*sys.argv[4:])))
         return 0
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", metavar="MODEL")
     parser.add_argument("--threads", default="1", help="thread counts, separated by commas (default: 1)")
+    parser.add_argument("--precision", choices=list(TOLERANCE), default="f32",
+                        help="of products of f32 with constants (default: f32)")
     parser.add_argument("--runs", type=int, default=20, help="timed runs of each runtime, over all rounds")
     parser.add_argument("--rounds", type=int, default=3)
     installed = [name for name, peer in PEERS.items() if importlib.util.find_spec(peer.package)]
@@ -330,16 +358,17 @@ def main():
     parser.add_argument("--line", action="store_true", help="print one line a case instead of the table")
     parser.add_argument("--out", type=pathlib.Path, help="folder for bench.json and bench.md")
     arguments = parser.parse_args()
-    ours = Tongtu(arguments.program)
+    ours = Tongtu(arguments.program, arguments.precision)
     chosen = [name for name in arguments.peers.split(",") if name]
     if unknown := [name for name in chosen if name not in PEERS]:
         parser.error(f"unknown peers: {', '.join(unknown)} (known: {', '.join(PEERS)})")
-    others = [PEERS[name]() for name in chosen]
+    others = [PEERS[name](arguments.precision) for name in chosen]
     peers = [ours, *others]
     if not arguments.program.is_file():
         parser.error(f"{arguments.program} is not there; run: cargo build --release -p tongtu-cli")
     report = {
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "precision": arguments.precision,
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
