@@ -15,6 +15,7 @@ pub mod fuse;
 pub mod passes;
 pub mod plan;
 pub mod schedule;
+mod softmax;
 pub mod split;
 pub mod state;
 

@@ -1,21 +1,23 @@
 //! Reshapes of batch dims around contractions, so that nothing stands between two contractions of an attention.
 //!
 //! Windows of a picture, or heads of a batch, are often one dim for the contractions and several for a mask between them. What
-//! splits a batch dim comes before the first contraction and what is between, what joins batch dims after the second one.
+//! splits a batch dim comes before the first contraction and what is between, what joins batch dims after the softmax and the second one.
 
-use tongtu_graph::op::AttrValue;
-use tongtu_graph::{Builder, Graph, GraphError, Module, Node, Op, ValueId};
-use tongtu_tensor::DType;
+use tongtu_graph::{GraphError, Op, ValueId};
 use tongtu_tensor::dim::Dim;
+use tongtu_tensor::scalar::{Binary, Unary};
+use tongtu_tensor::{Combiner, DType};
 
 use super::movement::{groups, regrouped, wide_dims};
 use super::rewrite::{Rewriter, Rewritten};
+use crate::softmax::quotient;
 
 /// Splits of batch dims before contractions, joins of batch dims after them.
 pub(super) fn rule(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewritten {
     match (op, inputs) {
         (Op::Reshape { dims }, &[x]) => split(rw, dims, x),
         (Op::Contract { batch, over, acc }, &[x, y]) => joined(rw, batch, over, *acc, x, y),
+        (Op::Binary(Binary::Div), &[terms, divisor]) => softmax_before(rw, terms, divisor),
         _ => Ok(None),
     }
 }
@@ -116,47 +118,22 @@ fn joined(
     Ok(Some(vec![rw.reshape(out, &dims)?]))
 }
 
-/// `softmax(reshape(x))` along a last dim that the reshape keeps to `reshape(softmax(x))`, while softmax is one operation.
-pub(super) fn before_softmax(mut module: Module) -> Result<Module, GraphError> {
-    let old = module.graph;
-    let mut g = Graph {
-        name: old.name.clone(),
-        values: old.values.clone(),
-        inputs: old.inputs.clone(),
-        outputs: Vec::new(),
-        nodes: Vec::with_capacity(old.nodes.len()),
-        state: old.state.clone(),
-    };
-    let defs = old.definitions();
-    let mut renamed: Vec<Option<ValueId>> = vec![None; old.values.len()];
-    for node in &old.nodes {
-        let inputs: Vec<ValueId> = node.inputs.iter().map(|v| renamed[v.index()].unwrap_or(*v)).collect();
-        if let Some(z) = under_reshape(&old, &defs, node) {
-            let z = renamed[z.index()].unwrap_or(z);
-            let axis = g.dims(z).len() - 1;
-            let dims = old.dims(node.outputs[0]).to_vec();
-            let mut b = Builder::new(&mut g, &mut module.symbols);
-            b.loc = node.loc.clone();
-            let s = b.softmax(z, axis)?;
-            let r = b.reshape(s, &dims)?;
-            renamed[node.outputs[0].index()] = Some(r);
-        } else {
-            g.nodes.push(Node { inputs, ..node.clone() });
-        }
+/// `softmax(reshape(z))` along a last dim that the reshape keeps to `reshape(softmax(z))`.
+fn softmax_before(rw: &mut Rewriter<'_>, terms: ValueId, divisor: ValueId) -> Rewritten {
+    let Some(found) = quotient(|v| rw.node(v), terms, divisor) else { return Ok(None) };
+    let Some((Op::Reshape { dims }, z)) = rw.def(found.x) else { return Ok(None) };
+    let (dims, inner) = (dims.clone(), rw.dims(z));
+    let last = inner.len().saturating_sub(1);
+    if last == 0 || inner.last() != dims.last() || inner.len() == dims.len() {
+        return Ok(None);
     }
-    g.outputs = old.outputs.iter().map(|v| renamed[v.index()].unwrap_or(*v)).collect();
-    Ok(Module { graph: g, symbols: module.symbols })
-}
-
-/// The operand of the reshape before a softmax along the last dim of both.
-fn under_reshape(g: &Graph, defs: &[Option<usize>], node: &Node) -> Option<ValueId> {
-    let Op::Composite { name, attributes, .. } = &node.op else { return None };
-    let x = *node.inputs.first().filter(|_| name == "softmax")?;
-    let last = g.dims(x).len().checked_sub(1)?;
-    let along =
-        attributes.iter().any(|(k, v)| k == "axis" && matches!(v, AttrValue::Int(i) if *i == last as i64));
-    let before = &g.nodes[defs[x.index()]?];
-    let z = *before.inputs.first().filter(|_| matches!(before.op, Op::Reshape { .. }))?;
-    let inner = g.dims(z);
-    (along && inner.last() == g.dims(x).last() && inner.len() != last + 1 && inner.len() > 1).then_some(z)
+    let rows: Vec<usize> = (0..last).collect();
+    let top = rw.one(Op::Reduce { combiner: Combiner::Max, axes: vec![last] }, &[z])?;
+    let top = rw.broadcast(top, &inner, &rows)?;
+    let d = rw.binary(Binary::Sub, z, top)?;
+    let terms = rw.unary(Unary::Exp, d)?;
+    let sum = rw.one(Op::Reduce { combiner: Combiner::Add, axes: vec![last] }, &[terms])?;
+    let sum = rw.broadcast(sum, &inner, &rows)?;
+    let p = rw.binary(Binary::Div, terms, sum)?;
+    Ok(Some(vec![rw.reshape(p, &dims)?]))
 }

@@ -94,7 +94,6 @@ pub fn prepare(module: Module, options: &Options) -> Result<Module, GraphError> 
     if let Some(first) = tongtu_graph::verify(&module).err().and_then(|all| all.into_iter().next()) {
         return Err(first);
     }
-    let module = batches::before_softmax(module)?;
     let module = Module {
         graph: dce(&inline(&module.graph, &options.keep), &module.symbols),
         symbols: module.symbols,

@@ -142,6 +142,33 @@ fn attention_of_windows_with_a_mask_is_one_kernel() {
 }
 
 #[test]
+fn attention_of_heads_joined_with_the_batch_is_one_kernel() {
+    use crate::fuse::{Item, Kind, fuse};
+    let m = module(&[&[0, 5, 8], &[0, 5, 8], &[0, 5, 8]], |b, x| {
+        let n = b.dims(x[0])[0].clone();
+        let heads = |b: &mut Builder<'_>, v: ValueId| {
+            let v = b.reshape(v, &[n.clone(), 5.into(), 2.into(), 4.into()]).unwrap();
+            let v = b.permute(v, &[0, 2, 1, 3]).unwrap();
+            b.reshape(v, &[&n * 2, 5.into(), 4.into()]).unwrap()
+        };
+        let (q, k, v) = (heads(b, x[0]), heads(b, x[1]), heads(b, x[2]));
+        let s = b.contract(q, k, &[(0, 0)], &[(2, 2)], DType::F32).unwrap();
+        let scale = b.full(DType::F32, 0.5, &b.dims(s)).unwrap();
+        let s = b.mul(s, scale).unwrap();
+        let p = b.softmax(s, 2).unwrap();
+        let y = b.contract(p, v, &[(0, 0)], &[(2, 1)], DType::F32).unwrap();
+        let y = b.reshape(y, &[n.clone(), 2.into(), 5.into(), 4.into()]).unwrap();
+        let y = b.permute(y, &[0, 2, 1, 3]).unwrap();
+        vec![b.reshape(y, &[n.clone(), 5.into(), 8.into()]).unwrap()]
+    });
+    let p = prepared(&m);
+    let items = fuse(&p.graph, true);
+    let groups: Vec<&Kind> =
+        items.iter().filter_map(|i| if let Item::Group(g) = i { Some(&g.kind) } else { None }).collect();
+    assert!(matches!(groups[..], [Kind::Attention(_)]), "{groups:?}\n{p}");
+}
+
+#[test]
 fn products_with_constants_are_rounded_where_asked() {
     use crate::fuse::{Item, fuse};
     let m = module(&[&[0, 64]], |b, x| {

@@ -5,9 +5,9 @@
 //! of what lies between but that it goes along rows: softmax with or without masks, caps and biases is one case.
 
 use tongtu_graph::{Graph, Op, ValueId};
-use tongtu_tensor::DType;
 use tongtu_tensor::dim::Dim;
-use tongtu_tensor::scalar::Compare;
+use tongtu_tensor::scalar::{Binary, Compare};
+use tongtu_tensor::{DType, Num};
 use tongtu_tile::{Access, TileMap, Val};
 
 use super::contract::{Panels, Side, copy_rows, flush};
@@ -18,6 +18,7 @@ use super::{Request, Scheduled, blocks, delinear, multiple, product};
 use crate::emit::{CAST, Coord, Emitter, KernelArg, zero_of};
 use crate::error::Error;
 use crate::fuse::{Attention, expensive, result_dims};
+use crate::softmax::softmax;
 
 /// Most register tiles of queries that an instance takes.
 const TILES: i64 = 8;
@@ -115,6 +116,11 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
     let (key_panels, value_panels) = (e.dim_param(&panels(&keys)), e.dim(&panels(&columns)));
     let (keys_exact, columns_exact) = (multiple(&keys, nr), multiple(&columns, nr));
     let levels = levels(g);
+    let defs = g.definitions();
+    // What divides all terms of a row may as well divide what they are multiplied and added up to.
+    let softmax =
+        softmax(|v| defs[v.index()].map(|n| &g.nodes[n]), p.value).filter(|_| g.dtype(p.value) == DType::F32);
+    let divisor_at = e.b.sub(len_v, unit)?;
 
     // A register tile times a panel of one side's columns.
     let multiply = |e: &mut Emitter<'_>,
@@ -180,6 +186,7 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
         e.shape = block.clone();
         let map = TileMap::along(&block, &[0, 1]);
         let size_v = e.b.int(size as i64);
+        let mut divided = false;
         e.for_loop(zero, size_v, lines as i64, &[], |e, row, _| {
             let mut loops = loops.clone();
             if let Some(l) = tall {
@@ -195,7 +202,8 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
                 let c = coords(e, rows, v, loops)?;
                 let t = e.emit(v, &c)?;
                 let t = e.b.cast(t, ct, CAST)?;
-                let t = if v == p.value { flush(e, t)? } else { t };
+                let factor = v == p.value || softmax.is_some_and(|s| v == s.terms);
+                let t = if factor { flush(e, t)? } else { t };
                 e.store_view(s_view, t, &[Coord::along(row, 0, true), Coord::along(i, 1, true)])
             };
             let exact = multiple(&keys, width);
@@ -226,6 +234,19 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
                 held = kept.unwrap_or(held);
                 bind(e, r, nodes, &sums, true)?;
             }
+            if let Some(s) = softmax.filter(|s| s.terms == held) {
+                let c = coords(e, rows, s.sum, &loops)?;
+                let t = e.emit(s.sum, &c)?;
+                // There is no sum without keys.
+                let none = e.b.full(ct, &[lines, 1], zero_of(ct))?;
+                let one = e.b.full(ct, &[lines, 1], Num::Float(1.0))?;
+                let empty = e.b.compare(Compare::Eq, t, none)?;
+                let t = e.b.select(empty, one, t)?;
+                let map = TileMap::along(&[lines, 1], &[0, 1]);
+                e.b.store(s_view, t, &[row, divisor_at], map, &[true, true])?;
+                divided = true;
+                return Ok(vec![]);
+            }
             blocks(e, zero, keys_v, width, exact, &[], |e, i, inside, _| {
                 load(e, held, i)?;
                 let mut at = loops.clone();
@@ -238,7 +259,13 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
         e.for_loop(zero, value_panels, 1, &[], |e, column, _| {
             e.shape = vec![size, nr];
             let batch = |j: usize| of(row_loops[p.batch[j]]);
-            let acc = multiply(e, &v, &v_view, s_view, size, column, columns_exact, keys_v, &batch)?;
+            let mut acc = multiply(e, &v, &v_view, s_view, size, column, columns_exact, keys_v, &batch)?;
+            if divided {
+                let map = TileMap::along(&[size, 1], &[0, 1]);
+                let t = e.b.load(s_view, &[zero, divisor_at], map, &[true, true], zero_of(ct))?;
+                let t = e.b.broadcast(t, &[size, nr])?;
+                acc = e.b.binary(Binary::Div, acc, t)?;
+            }
             let n0 = e.b.mul_int(column, nr as i64)?;
             epilogue(e, out, acc, finish_view, &outs, &mut |e, row| {
                 let place = |e: &mut Emitter<'_>, l: Option<usize>| -> Result<Coord, Error> {
