@@ -9,7 +9,7 @@ Every case runs in a process of its own. The runtimes take turns within each rou
 the rounds of the ratio of our time to the peer's within a round, since the speed of a shared machine drifts. Outputs are
 compared with the data set first: a runtime with wrong outputs gets no time. With --precision bf16 products are in bf16 where a
 runtime has that (OpenVINO's own default on CPUs with AMX; ONNX Runtime has it not for models in f32). DIR receives bench.json, with every
-sample, and bench.md.
+sample, bench.md and bench.html, a page with plots.
 """
 
 import argparse
@@ -28,6 +28,8 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 import onnxdata
+
+import page
 
 DEFAULT_MODELS = [
     "resnet50:1", "mobilenet-v3-large:1", "efficientnet-b0:1", "convnext-tiny:1", "vit-b16:1", "swin-tiny:1",
@@ -96,10 +98,12 @@ class Tongtu:
         return run_json([self.program, "bench", str(folder / "model.onnx"), "--data-set", str(data_set), "--threads",
                          str(threads), "--runs", str(runs), "--precision", self.precision, "--json"])
 
-    def peak(self):
-        """What the machine can do right now, by the program's own probe; None where it gives none."""
+    def peak(self, threads):
+        """GFLOP/s that the machine can do in this precision right now, by the program's own probe; None where it gives none."""
+        count = "one thread" if threads == 1 else f"{threads} threads"
+        name = f"f32 GFLOP/s, {count}" if self.precision == "f32" else f"bf16 matrix GFLOP/s, {count}"
         try:
-            return run_json([self.program, "doctor", "--json"]).get("peak")
+            return run_json([self.program, "doctor", "--json"])["measured"].get(name)
         except Failure:
             return None
 
@@ -277,8 +281,8 @@ def markdown(report):
         + "; ".join(report["versions"].values()) + ".",
         "",
         "| model | threads | " + " | ".join(f"{name} ms (±)" for name in names) + " | "
-        + " | ".join(f"to {name}" for name in names[1:]) + " | compile ms | cached start ms | peak MB |",
-        "|---|---|" + "---|" * (2 * len(names) - 1) + "---|---|---|",
+        + " | ".join(f"to {name}" for name in names[1:]) + " | of peak | compile ms | cached start ms | peak MB |",
+        "|---|---|" + "---|" * (2 * len(names) - 1) + "---|---|---|---|",
     ]
     for case in report["cases"]:
         row = case["results"]
@@ -295,6 +299,8 @@ def markdown(report):
             entry = row[name]
             times.append("failed" if "failed" in entry else f"{entry['median_ms']:.2f} ({entry['spread']:.0%})")
         ratios = ["-" if case["ratios"][name] is None else f"{case['ratios'][name]:.2f}" for name in names[1:]]
+        of_peak = share(case)
+        ratios.append("-" if of_peak is None else f"{of_peak:.0%}")
         lines.append(f"| {case['model']} | {case['threads']} | " + " | ".join(times + ratios)
                      + f" | {each('compile_ms')} | {each('cached_start_ms')} | {each('peak_rss_bytes', 1e-6)} |")
     for threads in sorted({case["threads"] for case in report["cases"]}):
@@ -314,6 +320,13 @@ def best_ratio(case):
     """Our time to that of the fastest peer; None where either is missing."""
     shares = [share for share in case["ratios"].values() if share is not None]
     return max(shares, default=None)
+
+
+def share(case):
+    """The share of the machine's peak that we reach; None where it is not known."""
+    ours = case["results"]["tongtu"]
+    flops = ours.get("rounds", [{}])[0].get("flops")
+    return flops / ours["median_ms"] / 1e6 / case["peak"] if case["peak"] and flops else None
 
 
 def lines(report):
@@ -356,7 +369,7 @@ def main():
                         help="runtimes beside Tongtu, separated by commas (default: those installed)")
     parser.add_argument("--program", type=pathlib.Path, default=ROOT / "target" / "release" / "tongtu")
     parser.add_argument("--line", action="store_true", help="print one line a case instead of the table")
-    parser.add_argument("--out", type=pathlib.Path, help="folder for bench.json and bench.md")
+    parser.add_argument("--out", type=pathlib.Path, help="folder for bench.json, bench.md and bench.html")
     arguments = parser.parse_args()
     ours = Tongtu(arguments.program, arguments.precision)
     chosen = [name for name in arguments.peers.split(",") if name]
@@ -392,7 +405,7 @@ def main():
             row = measure_case(peers, folder, data_set, threads, arguments.runs, arguments.rounds)
             shares = {peer.name: ratio(row, ours.name, peer.name) for peer in others}
             failed = failed or "failed" in row[ours.name]
-            report["cases"].append({"model": choice, "threads": threads, "peak": ours.peak(), "ratios": shares,
+            report["cases"].append({"model": choice, "threads": threads, "peak": ours.peak(threads), "ratios": shares,
                                     "results": row})
     text = markdown(report)
     print(lines(report) if arguments.line else text)
@@ -400,6 +413,7 @@ def main():
         arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / "bench.json").write_text(json.dumps(report, indent=1) + "\n")
         (arguments.out / "bench.md").write_text(text)
+        (arguments.out / "bench.html").write_text(page.page(report, best_ratio, share))
     return 1 if failed else 0
 
 

@@ -160,6 +160,10 @@ pub fn child(args: &BenchArgs) -> Done {
             samples.push(ms(start));
         }
     }
+    let flops = match args.first {
+        true => None,
+        false => Some(session.profile(&named)?.1.groups().iter().map(|g| g.flops).sum::<u64>()),
+    };
     let mut sorted = samples.clone();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;
@@ -178,6 +182,7 @@ pub fn child(args: &BenchArgs) -> Done {
         "runs": args.runs,
         "samples_ms": samples,
         "median_ms": median,
+        "flops": flops,
         "start_ms": start_ms,
         "first_run_ms": first_run_ms,
         "peak_rss_bytes": peak_rss(),
