@@ -1,9 +1,11 @@
 """Runs models with their data sets through the compiled path and compares.
 
-    python conformance/models/run.py [NAME...] [--program PATH] [--all]
+    python conformance/models/run.py [NAME...] [--program PATH] [--all] [--on MACHINE]
 
 Without names: the small models beside this file and the real models that scripts/fetch-models brings; with --all,
-everything under ~/.cache/tongtu/models. Exits with 1 when a data set does not pass.
+everything under ~/.cache/tongtu/models. With --on, on another machine, such as emulator:riscv64-v256, where each model runs with one
+data set only: the one of conformance/simulated, which are of the smallest sizes the models allow, or its smallest. Exits with 1 when a
+data set does not pass.
 """
 
 import argparse
@@ -19,9 +21,9 @@ import fetch_models
 import onnxdata
 
 
-def run(program, folder, data_set, seconds):
+def run(program, folder, data_set, on, seconds):
     """None, or the line that says what went wrong."""
-    command = [program, "run", str(folder / "model.onnx"), "--data-set", str(data_set)]
+    command = [program, "run", str(folder / "model.onnx"), "--data-set", str(data_set), *on]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -33,11 +35,19 @@ def run(program, folder, data_set, seconds):
     return f"exit code {done.returncode}: {telling[0][:200]}"
 
 
+def smallest(folder):
+    """The data set to run with where that takes long."""
+    size = lambda data_set: sum(f.stat().st_size for f in data_set.iterdir())
+    simulated = HERE.parent / "simulated" / folder.name
+    return sorted(simulated.glob("test_data_set_*")) or sorted(folder.glob("test_data_set_*"), key=size)[:1]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--program", default=str(ROOT / "target" / "release" / "tongtu"))
     parser.add_argument("--all", action="store_true", help="every model in the cache, exported ones too")
+    parser.add_argument("--on", metavar="MACHINE", help="another machine, as `tongtu run --on` takes it")
     parser.add_argument("--timeout", type=int, default=300, help="seconds that one run may take")
     arguments = parser.parse_args()
     cached = onnxdata.cache_dir() / "models"
@@ -56,8 +66,11 @@ def main():
             failed += 1
             continue
         start, wrong = time.monotonic(), []
-        for data_set in sorted(known[name].glob("test_data_set_*")):
-            problem = run(arguments.program, known[name], data_set, arguments.timeout)
+        folder = known[name]
+        data_sets = smallest(folder) if arguments.on else sorted(folder.glob("test_data_set_*"))
+        on = ["--on", arguments.on] if arguments.on else []
+        for data_set in data_sets:
+            problem = run(arguments.program, folder, data_set, on, arguments.timeout)
             if problem is None:
                 passed += 1
             else:
