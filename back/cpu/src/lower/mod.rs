@@ -339,12 +339,10 @@ impl<'k> Fun<'k> {
     }
 
     fn inst(&mut self, inst: &Inst) -> Result<()> {
-        if self.lines > MAX_LINES {
-            return Err(Refusal::TooLarge {
-                level: "code",
-                need: self.lines as u64,
-                limit: MAX_LINES as u64,
-            });
+        // Without vectors every element is an instruction.
+        let limit = if target::vector_bits(self.chip, false).is_some() { MAX_LINES } else { 2 * MAX_LINES };
+        if self.lines > limit {
+            return Err(Refusal::TooLarge { level: "code", need: self.lines as u64, limit: limit as u64 });
         }
         let result = inst.results.first().copied();
         match &inst.op {
