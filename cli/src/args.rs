@@ -123,6 +123,9 @@ pub struct ModelArgs {
     /// Run on another machine: `agent:COMMAND` (`agent:ssh board ./agent-riscv64`), or `emulator:CHIP` for a CPU that QEMU emulates here.
     #[arg(long, value_name = "MACHINE", conflicts_with = "simulate")]
     pub on: Option<String>,
+    /// Let what the chip does not take run on the host, and list it with the bytes that are copied.
+    #[arg(long)]
+    pub allow_host: bool,
     /// Compile everything anew and keep nothing.
     #[arg(long)]
     pub no_cache: bool,
@@ -297,9 +300,6 @@ pub struct PortArgs {
     /// Measure every kernel, where the chip is this machine.
     #[arg(long)]
     pub measure: bool,
-    /// Let what a chip cannot do run on the host, and list it.
-    #[arg(long)]
-    pub allow_host: bool,
     /// Elements compared of each result of each kernel; all if it has no more.
     #[arg(long, default_value_t = 256)]
     pub elements: usize,

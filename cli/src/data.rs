@@ -129,11 +129,16 @@ fn read_value(path: &Path, want: &Want) -> Result<Value, Fail> {
             match (named, all.len()) {
                 (Some(i), _) => Ok(all.swap_remove(i).1.into()),
                 (None, 1) => Ok(all.swap_remove(0).1.into()),
-                _ => Err(Fail::usage(format!("{} has no array '{}'", path.display(), want.name))),
+                _ => {
+                    let names: Vec<&str> = all.iter().map(|(n, _)| n.as_str()).collect();
+                    Err(Fail::usage(format!("{} has no array '{}'", path.display(), want.name))
+                        .hint(format!("it has: {}", names.join(", "))))
+                }
             }
         }
         "pb" => read_file(path, want.kind).map(Value::from).map_err(|e| io(path, e)),
-        _ => Err(Fail::usage(format!("{}: inputs are .npy, .npz or .pb files", path.display()))),
+        _ => Err(Fail::usage(format!("{}: inputs are .npy, .npz or .pb files", path.display()))
+            .hint("`numpy.save` writes .npy files; NAME=random:SHAPE makes random numbers")),
     }
 }
 
@@ -148,9 +153,8 @@ pub fn inputs(args: &InputArgs, wants: &[Want], fill: bool) -> Result<Vec<(Strin
             // A file of named arrays.
             let path = PathBuf::from(spec);
             if path.extension().is_none_or(|e| e != "npz") {
-                return Err(Fail::usage(format!(
-                    "--input {spec}: write NAME=FILE, NAME=random:SHAPE or FILE.npz"
-                )));
+                return Err(Fail::usage(format!("--input {spec}: that is no name with a source"))
+                    .hint("write NAME=FILE, NAME=random:SHAPE or FILE.npz"));
             }
             let all = npy::load_npz(&path).map_err(|e| io(&path, e))?;
             out.extend(all.into_iter().map(|(n, t)| (n, t.into())));
@@ -158,17 +162,16 @@ pub fn inputs(args: &InputArgs, wants: &[Want], fill: bool) -> Result<Vec<(Strin
         };
         let Some((i, want)) = wants.iter().enumerate().find(|(_, w)| w.name == name) else {
             let names: Vec<&str> = wants.iter().map(|w| w.name.as_str()).collect();
-            return Err(Fail::usage(format!(
-                "the model has no input '{name}'; its inputs are {}",
-                names.join(", ")
-            )));
+            return Err(Fail::usage(format!("the model has no input '{name}'"))
+                .hint(format!("its inputs are {}", names.join(", "))));
         };
         let value = match source.strip_prefix("random:") {
             Some(shape) => {
                 let shape = parse_shape(shape)
-                    .ok_or_else(|| Fail::usage(format!("'{shape}' is no shape: write 1x3x224")))?;
+                    .ok_or_else(|| Fail::usage(format!("'{shape}' is no shape")).hint("write 1x3x224"))?;
+                let other = || Fail::usage(format!("'{name}' is not a tensor of numbers"));
                 let dtype =
-                    want.dtype.ok_or_else(|| Fail::usage(format!("'{name}' is not a tensor of numbers")))?;
+                    want.dtype.ok_or_else(|| other().hint(format!("give a file: --input {name}=FILE.pb")))?;
                 random(dtype, &shape, args.seed.wrapping_add(i as u64))?.into()
             }
             None => read_value(Path::new(source), want)?,
@@ -181,10 +184,8 @@ pub fn inputs(args: &InputArgs, wants: &[Want], fill: bool) -> Result<Vec<(Strin
                 continue;
             }
             let Some(dtype) = want.dtype else {
-                return Err(Fail::usage(format!(
-                    "'{}' is not a tensor of numbers: give it with --input",
-                    want.name
-                )));
+                return Err(Fail::usage(format!("'{}' is not a tensor of numbers", want.name))
+                    .hint(format!("give a file: --input {}=FILE.pb", want.name)));
             };
             let mut shape = Vec::new();
             for d in &want.dims {
@@ -208,7 +209,8 @@ pub fn inputs(args: &InputArgs, wants: &[Want], fill: bool) -> Result<Vec<(Strin
 /// The inputs of a data set in ONNX's layout.
 pub fn data_set_inputs<'a>(dir: &Path, wants: &'a [Want]) -> Result<Vec<(&'a str, Value)>, Fail> {
     if !dir.is_dir() {
-        return Err(Fail::usage(format!("{}: there is no such folder", dir.display())));
+        return Err(Fail::usage(format!("{}: there is no such folder", dir.display()))
+            .hint("a data set is a folder with input_0.pb, input_1.pb, … and output_0.pb"));
     }
     let mut out = Vec::new();
     for (i, want) in wants.iter().enumerate() {
@@ -406,8 +408,10 @@ pub fn write_output(
         }
         (HostValue::Tensor(t), OutputFormat::Pb) => {
             let path = file("pb");
-            let bytes = write_tensor(name, t)
-                .ok_or_else(|| Fail::usage(format!("ONNX has no element type {}: write npy", t.dtype())))?;
+            let bytes = write_tensor(name, t).ok_or_else(|| {
+                Fail::usage(format!("ONNX has no element type {}", t.dtype()))
+                    .hint("write NumPy files: --output-format npy")
+            })?;
             let result = std::fs::write(&path, bytes).map_err(|e| io(&path, e));
             (path, result)
         }

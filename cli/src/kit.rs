@@ -10,7 +10,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use tongtu::conform::{
-    Expected, Outcome, Program, Report, isolate, programs, search, with_compiler, with_target,
+    Expected, Outcome, Program, Report, isolate, not_run, programs, search, with_compiler, with_target,
 };
 use tongtu::{Chip, Error};
 
@@ -68,10 +68,18 @@ fn keep(mut file: &File, cases: &[Outcome]) {
     let _ = file.write_all(lines.map(|l| l + "\n").collect::<String>().as_bytes());
 }
 
+/// Says that verdicts are those of the compiler alone.
+fn only_compiled(not_run: &Option<String>) {
+    if let Some(why) = not_run {
+        say!("NOT RUN: programs were compiled only, no result was compared: {why}");
+    }
+}
+
 /// Runs the kit on a chip and holds the verdicts against the list of what is expected not to pass, or tries random programs.
 pub fn chip(args: &ConformChipArgs, as_json: bool) -> Done {
     let chip = Chip::builtin(&args.chip).map_err(Error::from)?;
     let backend = with_compiler(&chip, |compiler| compiler.name().to_string())?;
+    let not_run = not_run(&chip);
     let program = std::env::current_exe().map_err(Error::io("tongtu"))?;
     let worker = || {
         let mut command = Command::new(&program);
@@ -93,7 +101,7 @@ pub fn chip(args: &ConformChipArgs, as_json: bool) -> Done {
         if as_json {
             print_json(&serde_json::json!({
                 "chip": args.chip, "seed": args.seed, "tried": found.tried, "unsupported": found.unsupported,
-                "fault": found.fault.as_ref().map(|f| &f.detail),
+                "fault": found.fault.as_ref().map(|f| &f.detail), "not_run": not_run,
             }));
         } else {
             if let Some(f) = &found.fault {
@@ -101,6 +109,7 @@ pub fn chip(args: &ConformChipArgs, as_json: bool) -> Done {
             }
             let end = if found.fault.is_some() { "a fault was found" } else { "no fault was found" };
             say!("{}: {} random programs, {} unsupported; {end}", args.chip, found.tried, found.unsupported);
+            only_compiled(&not_run);
         }
         return Ok(if found.fault.is_none() { 0 } else { DIFFERS });
     }
@@ -143,8 +152,15 @@ pub fn chip(args: &ConformChipArgs, as_json: bool) -> Done {
         std::fs::write(path, report.html()).map_err(Error::io(path))?;
     }
     match as_json {
-        true => print_json(&report.json()),
-        false => print(report.text().trim_end()),
+        true => {
+            let mut json = report.json();
+            json["not_run"] = not_run.into();
+            print_json(&json);
+        }
+        false => {
+            print(report.text().trim_end());
+            only_compiled(&not_run);
+        }
     }
     Ok(if report.unexpected.is_empty() { 0 } else { DIFFERS })
 }

@@ -45,12 +45,13 @@ pub fn options(args: &ModelArgs) -> Result<Options, Fail> {
     })
 }
 
-/// With the precision and the state that the command line asks for.
+/// With the precision, the state and the use of the host that the command line asks for.
 pub fn tied(options: Options, args: &ModelArgs) -> Options {
     let options = match args.precision {
         Precision::F32 => options,
         Precision::Bf16 => options.precision(tongtu::Precision::Bf16),
     };
+    let options = options.allow_host(args.allow_host);
     args.state.iter().fold(options, |o, (input, output)| o.state(input, output))
 }
 
@@ -69,13 +70,16 @@ pub fn model(args: &ModelArgs) -> Result<Model, Fail> {
 pub fn session(args: &ModelArgs, options: &Options) -> Result<Session, Fail> {
     if is_bundle(&args.model)? {
         if !args.fix.is_empty() {
-            return Err(Fail::usage("--fix has no effect on a bundle: fix sizes when it is compiled"));
+            return Err(Fail::usage("--fix has no effect on a bundle")
+                .hint("fix sizes when it is compiled: `tongtu compile MODEL --fix NAME=SIZE -o FILE`"));
         }
         if !args.state.is_empty() {
-            return Err(Fail::usage("--state has no effect on a bundle: tie state when it is compiled"));
+            return Err(Fail::usage("--state has no effect on a bundle")
+                .hint("tie state when it is compiled: `tongtu compile MODEL --state INPUT=OUTPUT -o FILE`"));
         }
         if args.precision != Precision::F32 {
-            return Err(Fail::usage("--precision has no effect on a bundle: choose it when it is compiled"));
+            return Err(Fail::usage("--precision has no effect on a bundle")
+                .hint("choose it when it is compiled: `tongtu compile MODEL --precision bf16 -o FILE`"));
         }
         return Ok(Session::open(&args.model, options)?);
     }

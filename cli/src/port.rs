@@ -36,17 +36,18 @@ fn name(path: &Path) -> String {
 fn make(args: &PortArgs) -> Result<Report, Fail> {
     let elsewhere = [("simulate", &args.model.simulate), ("on", &args.model.on)];
     if let Some((option, _)) = elsewhere.iter().find(|(_, given)| given.is_some()) {
-        return Err(Fail::usage(format!("--{option} has no effect here: --to names the chip")));
+        return Err(Fail::usage(format!("--{option} has no effect here"))
+            .hint("--to names the chip; what emulates or simulates it is found"));
     }
     if open::is_bundle(&args.model.model)? {
-        return Err(Fail::usage("a bundle is compiled already: give the model that it was made from"));
+        return Err(Fail::usage("a bundle is compiled already").hint("give the model that it was made from"));
     }
     let depth = match (args.check, args.measure) {
         (true, _) => Depth::Check,
         (_, true) => Depth::Measure,
         _ => Depth::Prove,
     };
-    let mut settings = Settings { allow_host: args.allow_host, ..Settings::default() };
+    let mut settings = Settings { allow_host: args.model.allow_host, ..Settings::default() };
     settings.sizes = args.inputs.dims().0;
     if args.model.precision == Precision::Bf16 {
         settings.compile.passes.precision = tongtu::Precision::Bf16;
@@ -55,7 +56,7 @@ fn make(args: &PortArgs) -> Result<Report, Fail> {
     let load = open::load(&args.model);
     let is_config = args.model.model.extension().is_some_and(|e| e == "json");
     if is_config && !args.check {
-        return Err(Fail::usage("a configuration has no weights to run: give --check"));
+        return Err(Fail::usage("a configuration has no weights to run").hint("--check needs none"));
     }
     let loaded = {
         let _wait = Progress::wait("loading");
@@ -77,7 +78,8 @@ fn make(args: &PortArgs) -> Result<Report, Fail> {
         return Err(Fail::usage(format!("the model's inputs have no dim called '{unknown}'"))
             .hint(format!("they have: {}", have.join(", "))));
     }
-    let inputs = match args.check {
+    let given = args.inputs.data_set.is_some() || !args.inputs.input.is_empty();
+    let inputs = match args.check && !given {
         true => Vec::new(),
         false => {
             // What is left open is as small as it may be, as in the check.

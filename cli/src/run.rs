@@ -10,7 +10,7 @@ use tongtu::{HostValue, LoadOptions, Model, Session, Value};
 use crate::args::{Precision, RunArgs};
 use crate::data::{self, Tolerance};
 use crate::open;
-use crate::ui::{DIFFERS, Done, Fail, Progress, print_json, say};
+use crate::ui::{DIFFERS, Done, Fail, Progress, bytes, print_json, say, table};
 
 /// Runs a model.
 pub fn run(args: &RunArgs, as_json: bool) -> Done {
@@ -66,6 +66,10 @@ pub fn run(args: &RunArgs, as_json: bool) -> Done {
         Some(dir) => Some(compare(args, dir, &results, &kinds)?),
         None => None,
     };
+    let placement = match &ready_model {
+        Ready::Compiled(session) => session.placement(&named),
+        Ready::Interpreted(_) => Vec::new(),
+    };
     let passes = compared.as_ref().is_none_or(|c| c.iter().all(|(_, d)| d.passes()));
     if as_json {
         print_json(&json!({
@@ -75,6 +79,7 @@ pub fn run(args: &RunArgs, as_json: bool) -> Done {
             "outputs": results.iter().map(|(n, v)| json!({ "name": n, "value": data::summary(v) })).collect::<Vec<_>>(),
             "files": files,
             "error_of_precision": rounding,
+            "placement": placement,
             "comparison": compared.as_ref().map(|c| c.iter().map(|(n, d)| json!({
                 "output": n, "passes": d.passes(), "difference": d,
             })).collect::<Vec<_>>()),
@@ -102,6 +107,13 @@ pub fn run(args: &RunArgs, as_json: bool) -> Done {
         }
         for (name, error) in rounding.iter().flatten() {
             say!("{name}: differs from f32 by {error:.1e} of the largest value at most");
+        }
+        if args.model.allow_host && !placement.is_empty() {
+            let heading = ["on the host", "at", "bytes copied", "why"].map(str::to_string).to_vec();
+            let row = |p: &tongtu::port::report::Placement| {
+                vec![p.op.clone(), p.at.clone(), bytes(p.bytes as u64), p.why.clone()]
+            };
+            table(&std::iter::once(heading).chain(placement.iter().map(row)).collect::<Vec<_>>());
         }
         say!("ready in {:.1} ms, ran in {:.2} ms", ready.as_secs_f64() * 1e3, took.as_secs_f64() * 1e3);
     }
@@ -179,9 +191,8 @@ type Inputs = Vec<(String, Value)>;
 /// left come with it.
 fn prepare(args: &RunArgs) -> Result<(Ready, Option<Inputs>), Fail> {
     if args.interpret && args.model.precision != Precision::F32 {
-        return Err(Fail::usage(
-            "--precision has no effect with --interpret, which computes what the model says",
-        ));
+        return Err(Fail::usage("--precision has no effect with --interpret")
+            .hint("the interpreter computes what the model says: leave one of the two out"));
     }
     let options = open::options(&args.model)?;
     let whole = match args.interpret && !open::is_bundle(&args.model.model)? {
@@ -225,7 +236,8 @@ fn compare(
 ) -> Result<Vec<(String, data::Difference)>, Fail> {
     let expected = data::data_set_outputs(dir, kinds)?;
     if expected.is_empty() {
-        return Err(Fail::usage(format!("{} has no output_0.pb to compare with", dir.display())));
+        return Err(Fail::usage(format!("{} has no output_0.pb to compare with", dir.display()))
+            .hint("without outputs, give the inputs with --input NAME=FILE.pb"));
     }
     let mut tolerance = Tolerance::of(dir.parent().unwrap_or(Path::new(".")));
     tolerance.rtol = args.rtol.unwrap_or(tolerance.rtol);

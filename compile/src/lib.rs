@@ -25,6 +25,15 @@ use tongtu_chip::Chip;
 use tongtu_graph::Module;
 use tongtu_plan::{Compiler, Plan};
 
+/// A chip and what compiles for it.
+#[derive(Clone, Copy)]
+pub struct Target<'a> {
+    /// The chip.
+    pub chip: &'a Chip,
+    /// Its back end.
+    pub compiler: &'a dyn Compiler,
+}
+
 /// What the user may choose.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -43,7 +52,7 @@ pub fn outline(
     options: &Options,
 ) -> Result<(Plan, Vec<Error>), Error> {
     let module = passes::prepare(module, &options.passes)?;
-    plan::outline(&module, compiler, chip)
+    plan::outline(&module, Target { chip, compiler })
 }
 
 /// Compiles a module for a chip.
@@ -58,5 +67,19 @@ pub fn compile(
     options: &Options,
 ) -> Result<Plan, Error> {
     let module = passes::prepare(module, &options.passes)?;
-    plan::lower(module, compiler, chip)
+    plan::lower(module, &[Target { chip, compiler }])
+}
+
+/// As [`compile`]; what the chip does not take is compiled for the host, device 1 of the plan, and listed in [`Plan::hosted`].
+///
+/// # Errors
+/// As for [`compile`], of what the host does not take either.
+pub fn compile_with_host(
+    module: Module,
+    chip: Target<'_>,
+    host: Target<'_>,
+    options: &Options,
+) -> Result<Plan, Error> {
+    let module = passes::prepare(module, &options.passes)?;
+    plan::lower(module, &[chip, host])
 }

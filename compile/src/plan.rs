@@ -4,15 +4,17 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use rayon::prelude::*;
-use tongtu_chip::Chip;
 use tongtu_graph::infer::numel;
 use tongtu_graph::{Graph, Loc, Module, Node, Op, Type, ValueId};
-use tongtu_plan::plan::{Arg, Block, Group, Plan, PlanValue, Port, State, Step, StepKind, Storage, ValueRef};
-use tongtu_plan::{Artifact, CompileError, Compiler, Packing, Support};
+use tongtu_plan::plan::{
+    Arg, Block, Group, Hosted, Plan, PlanValue, Port, State, Step, StepKind, Storage, ValueRef,
+};
+use tongtu_plan::{Artifact, CompileError, Packing, Support};
 use tongtu_tensor::dim::{Dim, Sym};
 use tongtu_tensor::{DType, Num, Tensor};
 use tongtu_tile::Kernel;
 
+use crate::Target;
 use crate::emit::KernelArg;
 use crate::error::Error;
 use crate::fuse::{self, Item, Kind};
@@ -24,13 +26,40 @@ const LEAST_REGISTERS: usize = 4;
 /// How often a schedule's tiles are halved where they do not fit.
 const MOST_HALVINGS: u32 = 6;
 
+/// The device of what the chip does not take.
+const HOST: usize = 1;
+
 /// A kernel that several launches may share.
 struct Shared {
     kernel: Kernel,
     group: String,
     loc: Loc,
+    /// The device that it is for.
+    device: usize,
     /// The groups that it serves.
     serves: Vec<usize>,
+}
+
+/// What another attempt does otherwise.
+#[derive(Clone, Default)]
+struct Choices {
+    /// How often the tiles of a group are halved.
+    halved: BTreeMap<usize, u32>,
+    /// The groups that the host takes over, and why.
+    hosted: BTreeMap<usize, String>,
+}
+
+impl Choices {
+    /// Takes over what an attempt ran into; whether there was something.
+    fn learn(&mut self, too_large: BTreeSet<usize>, refused: BTreeMap<usize, String>) -> bool {
+        let more = !too_large.is_empty() || !refused.is_empty();
+        too_large.into_iter().for_each(|g| *self.halved.entry(g).or_insert(0) += 1);
+        for (g, why) in refused {
+            self.halved.remove(&g);
+            self.hosted.insert(g, why);
+        }
+        more
+    }
 }
 
 /// What tells a constant from others: where it lies, and how.
@@ -45,16 +74,19 @@ impl Identity {
 
 struct Lowerer<'a> {
     plan: Plan,
-    machine: Machine,
-    /// How often the tiles of a group have been halved.
-    halved: BTreeMap<usize, u32>,
+    /// The chip and, where it may take over what the chip refuses, the host: devices by position.
+    targets: &'a [Target<'a>],
+    machines: Vec<Machine>,
+    choices: Choices,
     errors: Vec<Error>,
-    compiler: &'a dyn Compiler,
-    chip: &'a Chip,
+    /// The groups that the chip refused and the host may take over, and why.
+    refused: BTreeMap<usize, String>,
     kernels: Vec<Shared>,
-    by_text: HashMap<String, usize>,
-    packed: HashMap<(Identity, Packing), ValueRef>,
+    by_text: HashMap<(usize, String), usize>,
+    packed: HashMap<(usize, Identity, Packing), ValueRef>,
     constants: HashMap<Identity, ValueRef>,
+    /// Constants of the chip as the host has them.
+    on_host: HashMap<ValueRef, ValueRef>,
     /// Constants to pack: the position in the plan, what is packed, and how.
     pending: Vec<(usize, ValueRef, Tensor, Packing)>,
     bound: BTreeSet<Sym>,
@@ -70,25 +102,24 @@ type Map = Vec<Option<ValueRef>>;
 /// Constants that kernels want packed are packed last, one by one, when nothing but the plan holds what they are made from, so
 /// that a model's weights are in memory once.
 ///
-/// Where a back end says that a tile does not fit, the group's schedule is made anew with smaller tiles.
+/// Where a back end says that a tile does not fit, the group's schedule is made anew with smaller tiles. What the first target does
+/// not take goes to the second, if there is one.
 ///
 /// # Errors
 /// Everything that is not supported, in one error.
-pub fn lower(module: Module, compiler: &dyn Compiler, chip: &Chip) -> Result<Plan, Error> {
-    let mut halved = BTreeMap::new();
+pub fn lower(module: Module, targets: &[Target<'_>]) -> Result<Plan, Error> {
+    let mut choices = Choices::default();
     let mut l = loop {
-        let mut l = attempt(&module, compiler, chip, &halved)?;
+        let mut l = attempt(&module, targets, &choices)?;
         let too_large = l.compile_kernels();
         if !l.errors.is_empty() {
             return Err(Error::several(l.errors));
         }
-        if too_large.is_empty() {
+        if !choices.learn(too_large, std::mem::take(&mut l.refused)) {
             break l;
         }
-        for g in too_large {
-            *halved.entry(g).or_insert(0) += 1;
-        }
     };
+    l.plan.hosted = choices.hosted.into_iter().map(|(group, why)| Hosted { group, why }).collect();
     l.drop_raw();
     let (mut plan, pending) = (l.plan, l.pending);
     drop(module);
@@ -101,16 +132,14 @@ pub fn lower(module: Module, compiler: &dyn Compiler, chip: &Chip) -> Result<Pla
 ///
 /// # Errors
 /// What leaves no plan at all.
-pub fn outline(module: &Module, compiler: &dyn Compiler, chip: &Chip) -> Result<(Plan, Vec<Error>), Error> {
-    let mut halved = BTreeMap::new();
+pub fn outline(module: &Module, target: Target<'_>) -> Result<(Plan, Vec<Error>), Error> {
+    let targets = [target];
+    let mut choices = Choices::default();
     let mut l = loop {
-        let mut l = attempt(module, compiler, chip, &halved)?;
+        let mut l = attempt(module, &targets, &choices)?;
         let too_large = l.compile_kernels();
-        if too_large.is_empty() {
+        if !choices.learn(too_large, BTreeMap::new()) {
             break l;
-        }
-        for g in too_large {
-            *halved.entry(g).or_insert(0) += 1;
         }
     };
     l.drop_raw();
@@ -123,24 +152,20 @@ pub fn outline(module: &Module, compiler: &dyn Compiler, chip: &Chip) -> Result<
 }
 
 /// The plan without its kernels, and the kernels.
-fn attempt<'a>(
-    module: &Module,
-    compiler: &'a dyn Compiler,
-    chip: &'a Chip,
-    halved: &BTreeMap<usize, u32>,
-) -> Result<Lowerer<'a>, Error> {
+fn attempt<'a>(module: &Module, targets: &'a [Target<'a>], choices: &Choices) -> Result<Lowerer<'a>, Error> {
     let g = &module.graph;
     let mut l = Lowerer {
         plan: Plan { symbols: module.symbols.clone(), ..Plan::default() },
-        machine: Machine::of(chip),
-        halved: halved.clone(),
+        targets,
+        machines: targets.iter().map(|t| Machine::of(t.chip)).collect(),
+        choices: choices.clone(),
         errors: Vec::new(),
-        compiler,
-        chip,
+        refused: BTreeMap::new(),
         kernels: Vec::new(),
         by_text: HashMap::new(),
         packed: HashMap::new(),
         constants: HashMap::new(),
+        on_host: HashMap::new(),
         pending: Vec::new(),
         bound: BTreeSet::new(),
         fixed: BTreeSet::new(),
@@ -178,13 +203,21 @@ fn attempt<'a>(
 
 impl Lowerer<'_> {
     fn value(&mut self, ty: Type, storage: Storage, name: Option<Arc<str>>) -> ValueRef {
+        self.value_on(0, ty, storage, name)
+    }
+
+    fn value_on(&mut self, device: usize, ty: Type, storage: Storage, name: Option<Arc<str>>) -> ValueRef {
         let r = ValueRef(self.plan.values.len() as u32);
-        self.plan.values.push(PlanValue { ty, storage, device: 0, name });
+        self.plan.values.push(PlanValue { ty, storage, device, name });
         r
     }
 
     /// A value computed by the plan: in the arena where its size follows from the inputs' sizes.
     fn computed(&mut self, ty: Type, name: Option<Arc<str>>) -> ValueRef {
+        self.computed_on(0, ty, name)
+    }
+
+    fn computed_on(&mut self, device: usize, ty: Type, name: Option<Arc<str>>) -> ValueRef {
         let in_arena = self.depth == 0
             && match &ty {
                 Type::Tensor { dims, .. } => {
@@ -197,7 +230,30 @@ impl Lowerer<'_> {
             Type::Tensor { .. } => Storage::Pool,
             _ => Storage::Host,
         };
-        self.value(ty, storage, name)
+        self.value_on(device, ty, storage, name)
+    }
+
+    /// A value of the chip as the host has it: constants are there too, others are copied.
+    fn to_host(&mut self, v: ValueRef, loc: &Loc, steps: &mut Vec<Step>) -> ValueRef {
+        let PlanValue { ty, name, .. } = self.plan.values[v.index()].clone();
+        let root = self.plan.root(v);
+        let Storage::Constant(k) = self.plan.values[root.index()].storage else {
+            let copy = self.computed_on(HOST, ty, name);
+            Self::step_on(HOST, steps, StepKind::Copy { src: v, dst: copy }, loc);
+            return copy;
+        };
+        if let Some(&there) = self.on_host.get(&v) {
+            return there;
+        }
+        let there = match root == v {
+            true => self.value_on(HOST, ty, Storage::Constant(k), name),
+            false => {
+                let root = self.to_host(root, loc, steps);
+                self.value_on(HOST, ty, Storage::Alias(root), name)
+            }
+        };
+        self.on_host.insert(v, there);
+        there
     }
 
     fn constant(&mut self, value: &Tensor, name: Option<Arc<str>>) -> ValueRef {
@@ -227,12 +283,16 @@ impl Lowerer<'_> {
     }
 
     fn step(steps: &mut Vec<Step>, kind: StepKind, loc: &Loc) {
-        steps.push(Step { kind, device: 0, wait: Vec::new(), loc: loc.clone() });
+        Self::step_on(0, steps, kind, loc);
+    }
+
+    fn step_on(device: usize, steps: &mut Vec<Step>, kind: StepKind, loc: &Loc) {
+        steps.push(Step { kind, device, wait: Vec::new(), loc: loc.clone() });
     }
 
     fn graph(&mut self, g: &Graph, map: &mut Map, steps: &mut Vec<Step>) -> Result<(), Error> {
         let defs = g.definitions();
-        for item in fuse::fuse(g, self.machine.scratch.is_none()) {
+        for item in fuse::fuse(g, self.machines[0].scratch.is_none()) {
             match item {
                 Item::Alias { from, to } => {
                     let loc = defs[to.index()].map(|n| g.nodes[n].loc.clone()).unwrap_or_default();
@@ -384,11 +444,12 @@ impl Lowerer<'_> {
                 _ => None,
             })
             .collect();
-        let in_place = self.in_place(g, group);
         let index = self.plan.groups.len();
-        let machine = match self.halved.get(&index) {
-            Some(&times) => Machine::reduced(self.chip, times),
-            None => self.machine,
+        let device = if self.choices.hosted.contains_key(&index) { HOST } else { 0 };
+        let in_place = self.in_place(g, group).filter(|_| device == 0);
+        let machine = match self.choices.halved.get(&index) {
+            Some(&times) => Machine::reduced(self.targets[device].chip, times),
+            None => self.machines[device],
         };
         let scheduled =
             schedule::schedule(group, &constants, machine, in_place.is_some()).unwrap_or_else(|e| {
@@ -404,6 +465,12 @@ impl Lowerer<'_> {
         for &v in &group.inputs {
             inputs.push(self.get(g, map, v)?);
         }
+        if device == HOST {
+            let read = scheduled.reads();
+            for (_, v) in inputs.iter_mut().enumerate().filter(|(i, _)| read.contains(i)) {
+                *v = self.to_host(*v, &group.loc, steps);
+            }
+        }
         let mut outputs = Vec::new();
         for &v in &group.outputs {
             let (ty, name) = (g.ty(v).clone(), g.values[v.index()].name.clone());
@@ -412,7 +479,7 @@ impl Lowerer<'_> {
                     let of = self.get(g, map, state)?;
                     self.value(ty, Storage::Alias(of), name)
                 }
-                None => self.computed(ty, name),
+                None => self.computed_on(device, ty, name),
             };
             map[v.index()] = Some(r);
             outputs.push(r);
@@ -420,11 +487,11 @@ impl Lowerer<'_> {
         let temps: Vec<ValueRef> = scheduled
             .temps
             .iter()
-            .map(|(d, dims)| self.computed(Type::tensor(*d, dims.clone()), None))
+            .map(|(d, dims)| self.computed_on(device, Type::tensor(*d, dims.clone()), None))
             .collect();
         let mut packed = Vec::new();
         for (i, packing) in &scheduled.packed {
-            packed.push(self.packed(packing, inputs[*i], constants[*i].as_ref(), &group.loc)?);
+            packed.push(self.packed(device, packing, inputs[*i], constants[*i].as_ref(), &group.loc)?);
         }
         let (flops, bytes) = cost(&group.graph);
         self.plan.groups.push(Group {
@@ -438,7 +505,7 @@ impl Lowerer<'_> {
         });
         for (input, output) in scheduled.copies {
             let kind = StepKind::Copy { src: inputs[input], dst: outputs[output] };
-            Self::step(steps, kind, &group.loc);
+            Self::step_on(device, steps, kind, &group.loc);
         }
         for launch in scheduled.launches {
             let args = launch
@@ -452,9 +519,16 @@ impl Lowerer<'_> {
                     KernelArg::Dim(d) => Arg::Dim(d.clone()),
                 })
                 .collect();
-            let artifact = self.kernel(launch.kernel, group, index);
+            let artifact = self.kernel(device, launch.kernel, group, index);
             let kind = StepKind::Launch { artifact, entry: 0, grid: launch.grid, args, group: index };
-            Self::step(steps, kind, &group.loc);
+            Self::step_on(device, steps, kind, &group.loc);
+        }
+        if device == HOST {
+            for (&v, src) in group.outputs.iter().zip(outputs) {
+                let dst = self.computed(g.ty(v).clone(), g.values[v.index()].name.clone());
+                Self::step(steps, StepKind::Copy { src, dst }, &group.loc);
+                map[v.index()] = Some(dst);
+            }
         }
         Ok(())
     }
@@ -486,6 +560,7 @@ impl Lowerer<'_> {
     /// A constant in packed form, which is filled in later.
     fn packed(
         &mut self,
+        device: usize,
         packing: &Packing,
         raw: ValueRef,
         value: Option<&Tensor>,
@@ -493,7 +568,7 @@ impl Lowerer<'_> {
     ) -> Result<ValueRef, Error> {
         let fail = |why: &str| Error::unsupported("pack", loc, why);
         let value = value.ok_or_else(|| fail("not a constant"))?;
-        let key = (Identity::of(value), packing.clone());
+        let key = (device, Identity::of(value), packing.clone());
         if let Some(&r) = self.packed.get(&key) {
             return Ok(r);
         }
@@ -502,7 +577,7 @@ impl Lowerer<'_> {
         let k = self.plan.constants.len();
         // Its place is taken by nothing until then.
         self.plan.constants.push(Tensor::scalar(value.dtype(), Num::Int(0)));
-        let r = self.value(Type::tensor(value.dtype(), dims), Storage::Constant(k), None);
+        let r = self.value_on(device, Type::tensor(value.dtype(), dims), Storage::Constant(k), None);
         self.pending.push((k, raw, value.clone(), packing.clone()));
         self.packed.insert(key, r);
         Ok(r)
@@ -548,9 +623,9 @@ impl Lowerer<'_> {
     }
 
     /// The position of a kernel.
-    fn kernel(&mut self, mut kernel: Kernel, group: &fuse::Group, index: usize) -> usize {
+    fn kernel(&mut self, device: usize, mut kernel: Kernel, group: &fuse::Group, index: usize) -> usize {
         let name = std::mem::replace(&mut kernel.name, "kernel".into());
-        let text = kernel.to_string();
+        let text = (device, kernel.to_string());
         if let Some(&i) = self.by_text.get(&text) {
             self.kernels[i].serves.push(index);
             return i;
@@ -559,21 +634,21 @@ impl Lowerer<'_> {
         let i = self.kernels.len();
         self.by_text.insert(text, i);
         let (group, loc) = (group.name.clone(), group.loc.clone());
-        self.kernels.push(Shared { kernel, group, loc, serves: vec![index] });
+        self.kernels.push(Shared { kernel, group, loc, device, serves: vec![index] });
         i
     }
 
     /// Compiles every kernel; gives the groups whose tiles must be smaller.
     fn compile_kernels(&mut self) -> BTreeSet<usize> {
-        let (compiler, chip) = (self.compiler, self.chip);
+        let targets = self.targets;
         let kernels = std::mem::take(&mut self.kernels);
         // On machines with scratchpads the schedules choose other tiles first.
         let last = |s: &Shared| {
-            let halved = |g: &usize| self.halved.get(g).copied().unwrap_or(0);
-            self.machine.scratch.is_none() || s.serves.iter().any(|g| halved(g) >= MOST_HALVINGS)
+            let halved = |g: &usize| self.choices.halved.get(g).copied().unwrap_or(0);
+            self.machines[s.device].scratch.is_none() || s.serves.iter().any(|g| halved(g) >= MOST_HALVINGS)
         };
         let answers: Vec<Result<Artifact, Error>> =
-            kernels.par_iter().map(|s| compile_kernel(s, compiler, chip, last(s))).collect();
+            kernels.par_iter().map(|s| compile_kernel(s, targets[s.device], last(s))).collect();
         let mut too_large = BTreeSet::new();
         for (s, answer) in kernels.iter().zip(answers) {
             match answer {
@@ -585,11 +660,20 @@ impl Lowerer<'_> {
                 }
                 Err(e) => {
                     self.plan.artifacts.push(Artifact {
-                        backend: compiler.name().to_string(),
+                        backend: targets[s.device].compiler.name().to_string(),
                         entries: Vec::new(),
                         bytes: Arc::from(&[][..]),
                     });
-                    self.errors.push(e)
+                    match &e {
+                        Error::Backend { error, .. }
+                            if s.device < HOST
+                                && targets.len() > HOST
+                                && !matches!(**error, CompileError::Toolchain { .. }) =>
+                        {
+                            self.refused.extend(s.serves.iter().map(|&g| (g, reason(error))))
+                        }
+                        _ => self.errors.push(e),
+                    }
                 }
             }
         }
@@ -822,7 +906,16 @@ fn pack(plan: &mut Plan, pending: Vec<(usize, ValueRef, Tensor, Packing)>) -> Re
     Ok(())
 }
 
-fn compile_kernel(s: &Shared, compiler: &dyn Compiler, chip: &Chip, cut: bool) -> Result<Artifact, Error> {
+/// Why a chip does not take a kernel, for people who look at it beside its group.
+fn reason(error: &CompileError) -> String {
+    match error {
+        CompileError::Unsupported { instruction, reason, .. } => format!("{instruction}: {reason}"),
+        e => e.to_string(),
+    }
+}
+
+fn compile_kernel(s: &Shared, target: Target<'_>, cut: bool) -> Result<Artifact, Error> {
+    let Target { chip, compiler } = target;
     let mut kernel = s.kernel.clone();
     crate::expand::expand(&mut kernel, &|op, operands| {
         matches!(compiler.supports(op, operands, &[], chip), Support::Native)

@@ -6,15 +6,15 @@ use tongtu_chip::Chip;
 use tongtu_compile::{Error, Options};
 use tongtu_graph::{Graph, Module, Op};
 use tongtu_plan::backend::{CompileError, Compiler};
-use tongtu_plan::plan::{Block, Plan, StepKind, Storage};
+use tongtu_plan::plan::{Block, Plan, StepKind};
 use tongtu_tensor::dim::{Dim, Sym, Symbols};
 
 use crate::report::{
     Bound, ChipReport, Finding, KernelReport, Limits, MemoryReport, OpReport, Placement, Size, Support,
     Total, Verdict, Weight,
 };
-use crate::survey::{Special, Survey, Surveyor};
-use crate::{cost, memory};
+use crate::survey::{self, Special, Survey, Surveyor};
+use crate::{cost, memory, placement};
 
 /// What a check is told.
 #[derive(Clone, Debug, Default)]
@@ -138,9 +138,10 @@ pub fn check(
     for error in errors {
         refuse(&mut report, &mut ops, error);
     }
-    host(&mut report, &mut ops, &plan, &size);
-    unsupported(&mut report, &ops, &plan, settings, &size);
+    report.placement = placement::of(&plan, &size);
+    report.placement.iter().for_each(|p| ops.note(&p.at, Support::Host, None));
     report.ops = ops.rows;
+    unsupported(&mut report, &plan, settings, &size);
     remarks(&mut report, chip);
     let assumed: Vec<String> =
         settings.open(module).iter().filter(|s| !s.given).map(|s| format!("{}={}", s.name, s.size)).collect();
@@ -180,16 +181,10 @@ fn user_ops(module: &Module) -> Ops {
 fn collect(graph: &Graph, ops: &mut Ops) {
     for n in &graph.nodes {
         if let (Some(place), false) = (&n.loc.0, matches!(n.op, Op::Constant { .. } | Op::DimValue { .. })) {
-            let name = match &n.op {
-                Op::Composite { name, .. } if !name.is_empty() => name.as_str(),
-                op => op.name(),
-            };
-            // Front ends write `path (Operator)`.
-            let shown = place.rsplit_once('(').and_then(|(_, t)| t.strip_suffix(')')).unwrap_or(name);
             if !ops.by_place.contains_key(&**place) {
                 ops.by_place.insert(place.to_string(), ops.rows.len());
                 ops.rows.push(OpReport {
-                    op: shown.to_string(),
+                    op: placement::operator(n),
                     at: place.to_string(),
                     support: Support::Folded,
                     how: Vec::new(),
@@ -327,62 +322,53 @@ fn refuse(report: &mut ChipReport, ops: &mut Ops, error: Error) {
     }
 }
 
-/// What is on the host by definition.
-fn host(report: &mut ChipReport, ops: &mut Ops, plan: &Plan, size: &dyn Fn(&Dim) -> i64) {
-    let mut blocks = vec![&plan.body];
-    while let Some(block) = blocks.pop() {
-        for s in &block.steps {
-            if let StepKind::Host { name, inputs, outputs, .. } = &s.kind {
-                let place = s.loc.0.as_deref().unwrap_or_default();
-                ops.note(place, Support::Host, None);
-                report.placement.push(Placement {
-                    op: name.clone(),
-                    at: place.to_string(),
-                    place: "host".to_string(),
-                    why: "strings and sequences are values of the host".to_string(),
-                    bytes: inputs.iter().chain(outputs).map(|&v| memory::bytes(plan, v, size) as f64).sum(),
-                });
-            }
-            blocks.extend(s.blocks());
+/// Why not, among what is said of instructions (`NAME of TYPE: REASON`): each reason once, with the instructions.
+fn reasons<'a>(how: impl IntoIterator<Item = &'a String>) -> String {
+    let mut all: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (what, why) in how.into_iter().map(|h| h.split_once(": ").unwrap_or(("", h))) {
+        if why == survey::COMPOSED || why.ends_with(survey::HELD) {
+            continue;
+        }
+        match all.iter_mut().find(|a| a.0 == why) {
+            Some((_, names)) if !names.contains(&what) => names.push(what),
+            Some(_) => {}
+            None => all.push((why, vec![what])),
         }
     }
+    let one = |(why, names): (&str, Vec<&str>)| format!("{why} ({})", names.join(", "));
+    all.into_iter().map(one).collect::<Vec<_>>().join("; ")
 }
 
 /// What the chip cannot do: failures, or places on the host.
-fn unsupported(
-    report: &mut ChipReport,
-    ops: &Ops,
-    plan: &Plan,
-    settings: &Settings,
-    size: &dyn Fn(&Dim) -> i64,
-) {
-    for row in ops.rows.iter().filter(|r| r.support == Support::Unsupported) {
-        let what = format!("{}: {}", row.op, row.how.join("; "));
-        report.findings.push(finding("M001", Weight::Failure, what, &row.at));
-        if settings.allow_host {
-            let moved = |v: &tongtu_plan::ValueRef| match plan.values[plan.root(*v).index()].storage {
-                Storage::Constant(_) | Storage::Packed { .. } => 0.0,
-                _ => memory::bytes(plan, *v, size) as f64,
-            };
-            let groups = row.kernels.iter().map(|&k| &plan.groups[k]);
-            let bytes = groups.flat_map(|g| g.inputs.iter().chain(&g.outputs)).map(moved).sum();
-            report.placement.push(Placement {
-                op: row.op.clone(),
-                at: row.at.clone(),
-                place: "host".to_string(),
-                why: row.how.join("; "),
-                bytes,
-            });
+fn unsupported(report: &mut ChipReport, plan: &Plan, settings: &Settings, size: &dyn Fn(&Dim) -> i64) {
+    let hosted = |k: &usize| settings.allow_host && report.kernels[*k].support == Support::Unsupported;
+    let mut refused: BTreeMap<usize, (Vec<&str>, Vec<&String>)> = BTreeMap::new();
+    for row in report.ops.iter().filter(|r| r.support == Support::Unsupported) {
+        match row.kernels.iter().find(|k| hosted(k)) {
+            Some(&k) => {
+                let (ops, why) = refused.entry(k).or_default();
+                ops.push(&row.op);
+                why.extend(&row.how);
+            }
+            None => {
+                let what = format!("{}: {}", row.op, reasons(&row.how));
+                report.findings.push(finding("M001", Weight::Failure, what, &row.at));
+            }
         }
     }
-    if settings.allow_host && report.findings.iter().any(|f| f.code == "M001") {
-        report.findings.push(finding(
-            "M009",
-            Weight::Failure,
-            "parts of the model would run on the host",
-            "",
-        ));
+    let mut kernels = Vec::new();
+    for (k, (ops, why)) in refused {
+        let why = reasons(why);
+        report.placement.push(Placement {
+            op: ops.join(", "),
+            at: report.kernels[k].at.clone(),
+            place: "host".to_string(),
+            why: why.clone(),
+            bytes: placement::copied(plan, k, size),
+        });
+        kernels.push((k, why));
     }
+    placement::host(report, &kernels);
 }
 
 fn remarks(report: &mut ChipReport, chip: &Chip) {
@@ -408,7 +394,8 @@ fn remarks(report: &mut ChipReport, chip: &Chip) {
         let what = format!("the chip file does not say how much memory {} has", chip.name);
         report.findings.push(finding("M006", Weight::Note, what, ""));
     }
-    let lacking = report.kernels.iter().filter(|k| k.bound == Bound::Unknown).count();
+    let lacking =
+        report.kernels.iter().filter(|k| k.bound == Bound::Unknown && k.support != Support::Host).count();
     if lacking > 0 {
         let what = format!("{lacking} of {} kernels have no predicted time", report.kernels.len());
         report.findings.push(finding("M007", Weight::Note, what, ""));
@@ -417,7 +404,8 @@ fn remarks(report: &mut ChipReport, chip: &Chip) {
 
 fn total(report: &mut ChipReport) {
     let k = &report.kernels;
-    let limit: Option<f64> = k.iter().map(|k| k.limit_us).sum();
+    let on_chip = k.iter().filter(|k| k.support != Support::Host);
+    let limit: Option<f64> = on_chip.map(|k| k.limit_us).sum();
     let bound = k.iter().filter(|k| k.bound == Bound::Compute).filter_map(|k| k.limit_us);
     let compute = bound.fold(0.0, |a, b| a + b);
     report.total = Total {

@@ -16,7 +16,7 @@ pub const CODES: &[Code] = &[
     Code {
         code: "M001",
         meaning: "The chip cannot run an operation of the model: it lacks an instruction or element type, and no shared rule makes it of others.",
-        fix: "choose another element type for that part of the model, or another chip; `--allow-host` lists what would run on the host",
+        fix: "choose another element type for that part of the model, or another chip; `--allow-host` runs it on the host, and lists what is copied",
     },
     Code {
         code: "M002",
@@ -55,8 +55,8 @@ pub const CODES: &[Code] = &[
     },
     Code {
         code: "M009",
-        meaning: "With `--allow-host` parts of the model are placed on the host. The placement is listed, but running a model on two devices at once is not supported yet.",
-        fix: "run the whole model on the host, or change the operations that are listed",
+        meaning: "With `--allow-host`: the chip does not take a part of the model, which runs on the host. Its operands and results are copied in every run; the placement lists how many bytes.",
+        fix: "where the copies cost too much, change the operations that are listed",
     },
     Code {
         code: "M010",

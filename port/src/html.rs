@@ -106,7 +106,7 @@ fn summary(out: &mut String, r: &Report) {
             (_, Some(l)) => format!("at least {} a run", time(l)),
             _ => "time not predicted".to_string(),
         };
-        let proof = c.proof.as_ref().map_or("not run".to_string(), |p| match p.failed {
+        let proof = c.proof.as_ref().map_or("not run there".to_string(), |p| match p.failed {
             0 => format!("{} kernels right ({})", p.kernels, p.how),
             n => format!("{n} of {} kernels differ ({})", p.kernels, p.how),
         });
@@ -129,17 +129,30 @@ fn summary(out: &mut String, r: &Report) {
 
 /// What to do: each kind of finding once, failures first.
 fn next(out: &mut String, r: &Report) {
-    let mut kinds: BTreeMap<(Weight, &str), Vec<(&str, &Finding)>> = BTreeMap::new();
+    let mut kinds = Kinds::new();
     for c in &r.chips {
         for f in &c.findings {
             kinds.entry((f.weight, &f.code)).or_default().push((&c.chip, f));
         }
     }
     out.push_str("<h2>What to do next</h2>\n");
+    let notes = kinds.split_off(&(Weight::Note, ""));
     if kinds.is_empty() {
         out.push_str("<p>Nothing: the model works as it is.</p>\n");
-        return;
+    } else {
+        kinds_table(out, kinds);
     }
+    if !notes.is_empty() {
+        let _ = writeln!(out, "<details><summary>{} notes</summary>", notes.len());
+        kinds_table(out, notes);
+        out.push_str("</details>\n");
+    }
+}
+
+/// Findings by weight and code, each with its chip.
+type Kinds<'a> = BTreeMap<(Weight, &'a str), Vec<(&'a str, &'a Finding)>>;
+
+fn kinds_table(out: &mut String, kinds: Kinds<'_>) {
     out.push_str("<table><tr><th>code</th><th>found</th><th>chips</th><th>what to do</th></tr>\n");
     for ((weight, code), all) in kinds {
         let mut chips: Vec<&str> = all.iter().map(|a| a.0).collect();
@@ -191,6 +204,22 @@ fn matrix(out: &mut String, r: &Report) {
         out.push_str("</tr>\n");
     }
     out.push_str("</table>\n");
+    let used: BTreeSet<Support> = r.chips.iter().flat_map(|c| &c.ops).map(|o| o.support).collect();
+    let words =
+        used.into_iter().map(|s| format!("<span class=\"{0}\">{0}</span>: {1}", s.name(), meaning(s)));
+    let _ = writeln!(out, "<p class=\"soft\">{}.</p>", words.collect::<Vec<_>>().join("; "));
+}
+
+/// What a way to get to a chip means, for people.
+fn meaning(s: Support) -> &'static str {
+    match s {
+        Support::Folded => "nothing of it is left to run",
+        Support::Native => "the chip has every instruction",
+        Support::Composed => "made of simpler instructions, with the same results",
+        Support::Emulated => "computed in another element type, which costs conversions",
+        Support::Host => "runs on the host, with its operands copied",
+        Support::Unsupported => "the chip cannot",
+    }
 }
 
 fn chip(out: &mut String, c: &ChipReport) {
@@ -234,23 +263,26 @@ fn divergence(out: &mut String, c: &ChipReport) {
         );
     }
     if !p.quality.is_empty() {
-        out.push_str("<table><tr><th>output</th><th class=\"n\">elements</th><th class=\"n\">greatest error</th><th class=\"n\">mean error</th><th class=\"n\">greatest value</th><th class=\"n\">cosine</th><th class=\"n\">same top element</th></tr>\n");
+        out.push_str("<table><tr><th>output</th><th class=\"n\">elements</th><th class=\"n\">greatest error</th><th class=\"n\">mean error</th><th class=\"n\">greatest value</th><th class=\"n\">cosine</th><th class=\"n\">same top element</th><th class=\"n\">KL divergence</th></tr>\n");
         for q in &p.quality {
             let _ = writeln!(
                 out,
-                "<tr><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{:.3e}</td><td class=\"n\">{:.3e}</td><td class=\"n\">{:.3e}</td><td class=\"n\">{:.8}</td><td class=\"n\">{}</td></tr>",
+                "<tr><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{:.3e}</td><td class=\"n\">{:.3e}</td><td class=\"n\">{:.3e}</td><td class=\"n\">{:.8}</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
                 escape(&q.output),
                 q.elements,
                 q.max_error,
                 q.mean_error,
                 q.scale,
                 q.cosine,
-                q.top1.map_or("-".to_string(), percent)
+                q.top1.map_or("-".to_string(), percent),
+                q.kl_mean.map_or("-".to_string(), |k| format!("{k:.2e}"))
             );
         }
         out.push_str("</table>\n");
     }
-    let _ = writeln!(out, "<p class=\"soft\">{}</p>", escape(&p.quality_note));
+    if !p.quality_note.is_empty() {
+        let _ = writeln!(out, "<p class=\"soft\">Outputs {}.</p>", escape(&p.quality_note));
+    }
 }
 
 /// A place on a logarithmic axis.
@@ -312,9 +344,10 @@ fn roofline(out: &mut String, c: &ChipReport) {
     }
     let _ = write!(
         out,
-        "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">operations a byte</text><text x=\"4\" y=\"8\">operations a second</text>",
+        "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">operations a byte</text><text x=\"{:.1}\" y=\"26\">operations a second</text>",
         left + width / 2.0,
-        height + 44.0
+        height + 44.0,
+        left + 8.0
     );
     for (name, roof) in &roofs {
         let ridge = roof / bandwidth;

@@ -12,6 +12,7 @@ pub mod codes;
 pub mod cost;
 pub mod html;
 pub mod memory;
+pub mod placement;
 pub mod prove;
 pub mod report;
 pub mod survey;

@@ -1,9 +1,12 @@
 //! What a run on the chip showed.
 
+use tongtu_plan::Plan;
 use tongtu_runtime::{Culprit, GroupReport, VerifyReport};
 use tongtu_tensor::Tensor;
+use tongtu_tensor::dim::Dim;
 
 use crate::check::finding;
+use crate::placement;
 use crate::report::{ChipReport, Divergence, Proof, Quality, Verified, Weight};
 
 /// What was run, beside the comparison of kernels.
@@ -18,6 +21,9 @@ pub struct Ran {
     /// What the reference was, or why there is none.
     pub quality_note: String,
 }
+
+/// Elements in a row from which on it is taken for scores of classes.
+const CLASSES: usize = 256;
 
 /// Adds what running the model showed.
 pub fn prove(mut report: ChipReport, verified: &VerifyReport, ran: Ran) -> ChipReport {
@@ -64,6 +70,14 @@ pub fn prove(mut report: ChipReport, verified: &VerifyReport, ran: Ran) -> ChipR
     report.settle()
 }
 
+/// Adds what of the compiled model runs on the host.
+pub fn placed(mut report: ChipReport, plan: &Plan, size: &dyn Fn(&Dim) -> i64) -> ChipReport {
+    let kernels: Vec<(usize, String)> = plan.hosted.iter().map(|h| (h.group, h.why.clone())).collect();
+    report.placement = placement::of(plan, size);
+    placement::host(&mut report, &kernels);
+    report.settle()
+}
+
 /// Adds that the model could not be proven.
 pub fn unproven(mut report: ChipReport, code: &str, why: &str) -> ChipReport {
     let weight = if code == "M012" { Weight::Reservation } else { Weight::Failure };
@@ -106,6 +120,26 @@ fn divergence(g: &GroupReport) -> Divergence {
     }
 }
 
+/// Logarithms of the probabilities that a row stands for: probabilities themselves, or scores of which the softmax is taken.
+fn log_probabilities(row: &[f64], is_probabilities: bool) -> Vec<f64> {
+    if is_probabilities {
+        return row.iter().map(|p| p.max(f64::MIN_POSITIVE).ln()).collect();
+    }
+    let most = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum = row.iter().map(|x| (x - most).exp()).sum::<f64>().ln() + most;
+    row.iter().map(|x| x - sum).collect()
+}
+
+/// Kullback-Leibler divergence of the distribution of a row from the reference's.
+fn divergence_of(got: &[f64], want: &[f64]) -> f64 {
+    let sum: f64 = want.iter().sum();
+    let is_probabilities = (sum - 1.0).abs() < 1e-3 && want.iter().all(|p| (0.0..=1.001).contains(p));
+    let (g, w) = (log_probabilities(got, is_probabilities), log_probabilities(want, is_probabilities));
+    // What has no probability adds nothing; rounding may leave less than nothing of the sum.
+    let each = w.iter().zip(&g).filter(|(w, _)| **w > f64::NEG_INFINITY).map(|(w, g)| w.exp() * (w - g));
+    each.sum::<f64>().max(0.0)
+}
+
 /// One output against its reference; `None` if their shapes differ or there are no elements.
 pub fn quality(output: &str, got: &Tensor, want: &Tensor) -> Option<Quality> {
     if got.shape() != want.shape() || want.is_empty() {
@@ -121,6 +155,8 @@ pub fn quality(output: &str, got: &Tensor, want: &Tensor) -> Option<Quality> {
     let width = want.shape().last().copied().unwrap_or(1);
     let rows = g.chunks(width.max(1)).zip(w.chunks(width.max(1)));
     let same = rows.clone().filter(|(a, b)| top(a) == top(b)).count();
+    let scores = want.rank() >= 2 && width >= CLASSES && want.dtype().is_float();
+    let kl: Option<Vec<f64>> = scores.then(|| rows.clone().map(|(a, b)| divergence_of(a, b)).collect());
     Some(Quality {
         output: output.to_string(),
         elements: g.len(),
@@ -129,12 +165,34 @@ pub fn quality(output: &str, got: &Tensor, want: &Tensor) -> Option<Quality> {
         scale: w.iter().map(|x| x.abs()).fold(0.0, f64::max),
         cosine: if norms > 0.0 { dot(&g, &w) / norms } else { 1.0 },
         top1: (width > 1 && want.dtype().is_float()).then(|| same as f64 / rows.len() as f64),
+        kl_mean: kl.as_ref().map(|k| k.iter().sum::<f64>() / k.len() as f64),
+        kl_max: kl.map(|k| k.into_iter().fold(0.0, f64::max)),
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn divergence_by_hand() {
+        // Scores of 0 but for ln 3 and, on the chip, ln 5: probabilities of 3/258 and 1/258 against 5/260 and 1/260.
+        let scores = |x: f64| {
+            let mut row = vec![0.0; 256];
+            row[7] = x.ln();
+            Tensor::from_fn(tongtu_tensor::DType::F64, &[1, 1, 256], |i| row[i].into()).unwrap()
+        };
+        let q = quality("y", &scores(5.0), &scores(3.0)).unwrap();
+        let want =
+            3.0 / 258.0 * (3.0 / 258.0 * 260.0 / 5.0f64).ln() + 255.0 / 258.0 * (260.0f64 / 258.0).ln();
+        assert!((q.kl_mean.unwrap() - want).abs() < 1e-12 && q.kl_mean == q.kl_max);
+        assert_eq!(quality("y", &scores(3.0), &scores(3.0)).unwrap().kl_max, Some(0.0));
+        // The same as probabilities.
+        let part = |x: f64, i: usize| if i == 7 { x / (255.0 + x) } else { 1.0 / (255.0 + x) };
+        let row =
+            |x: f64| Tensor::from_fn(tongtu_tensor::DType::F64, &[1, 256], |i| part(x, i).into()).unwrap();
+        assert!((quality("y", &row(5.0), &row(3.0)).unwrap().kl_mean.unwrap() - want).abs() < 1e-12);
+    }
 
     #[test]
     fn quality_by_hand() {
@@ -144,6 +202,7 @@ mod tests {
         assert_eq!((q.max_error, q.mean_error, q.scale, q.top1), (1.0, 0.5, 4.0, Some(0.5)));
         // (1 + 4 + 12 + 12) / 30
         assert!((q.cosine - 29.0 / 30.0).abs() < 1e-12);
+        assert_eq!(q.kl_mean, None);
         assert!(quality("y", &a, &Tensor::zeros(tongtu_tensor::DType::F32, &[4]).unwrap()).is_none());
     }
 }

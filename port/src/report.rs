@@ -142,7 +142,7 @@ pub enum Support {
     Composed,
     /// Elements are held in another type than they are computed in.
     Emulated,
-    /// On the host by definition: strings, sequences.
+    /// On the host: strings and sequences are there by definition, and what the chip does not take by `--allow-host`.
     Host,
     /// The chip cannot.
     Unsupported,
@@ -264,7 +264,7 @@ pub struct Placement {
     pub op: String,
     /// Where in the model.
     pub at: String,
-    /// Where it would run.
+    /// Where it runs.
     pub place: String,
     /// Why.
     pub why: String,
@@ -414,8 +414,13 @@ pub struct Quality {
     pub scale: f64,
     /// Cosine of the angle between both.
     pub cosine: f64,
-    /// Share of rows (along the last dim) whose greatest element is at the same place.
+    /// Share of rows (along the last dim) whose greatest element is at the same place: for tokens, the rate of the same top token.
     pub top1: Option<f64>,
+    /// Where the rows are scores or probabilities of many classes, such as the tokens of a vocabulary (rank 2 or more, at least 256): mean
+    /// Kullback-Leibler divergence of the chip's distributions from the reference's, in nats.
+    pub kl_mean: Option<f64>,
+    /// The greatest of them.
+    pub kl_max: Option<f64>,
 }
 
 impl ChipReport {

@@ -12,6 +12,11 @@ use tongtu_tile::{Block, Inst, Kernel, Module, Op, ParamKind, Ty, Val};
 
 use crate::report::{ScratchUse, Support};
 
+/// How what is made of other instructions gets to a chip.
+pub(crate) const COMPOSED: &str = "made of simpler instructions by the shared rules";
+/// How elements of a type that the chip does not compute in get there, after the type's name.
+pub(crate) const HELD: &str = "is held in another type and converted around it";
+
 /// Wraps a back end. Artifacts hold a [`Survey`] in place of code.
 pub struct Surveyor<'a> {
     inner: &'a dyn Compiler,
@@ -91,10 +96,8 @@ impl<'a> Surveyor<'a> {
         let (support, how) = match self.inner.supports(op, operands, results, chip) {
             Answer::Native => return None,
             Answer::Emulated(_) => match foreign {
-                Some(d) => {
-                    (Support::Emulated, format!("{d} is held in another type and converted around it"))
-                }
-                None => (Support::Composed, "made of simpler instructions by the shared rules".to_string()),
+                Some(d) => (Support::Emulated, format!("{d} {HELD}")),
+                None => (Support::Composed, COMPOSED.to_string()),
             },
             Answer::No(why) => (Support::Unsupported, why),
         };

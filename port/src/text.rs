@@ -41,7 +41,11 @@ pub fn time(us: f64) -> String {
 
 /// A share for people.
 pub fn percent(x: f64) -> String {
-    format!("{:.0} %", x * 100.0)
+    match x * 100.0 {
+        // Not quite all is not all.
+        p if p > 99.0 && p < 100.0 => format!("{p:.2} %"),
+        p => format!("{p:.0} %"),
+    }
 }
 
 /// What bounds a kernel, in a word.
@@ -223,7 +227,10 @@ fn proof(out: &mut String, p: &crate::report::Proof) {
         );
     }
     for q in &p.quality {
-        let top = q.top1.map_or(String::new(), |t| format!(", same top element in {}", percent(t)));
+        let mut top = q.top1.map_or(String::new(), |t| format!(", same top element in {}", percent(t)));
+        if let (Some(mean), Some(most)) = (q.kl_mean, q.kl_max) {
+            top += &format!(", KL divergence {mean:.1e} (at most {most:.1e})");
+        }
         let _ = writeln!(
             out,
             "  output      {}: greatest error {:.2e} (values to {:.2e}), mean {:.2e}, cosine {:.7}{top}",

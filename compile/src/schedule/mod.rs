@@ -17,6 +17,8 @@ mod taps;
 mod tiles;
 mod window;
 
+use std::collections::BTreeSet;
+
 use tongtu_chip::{Chip, LevelKind};
 use tongtu_graph::kernel::{Buffer, kernel_of};
 use tongtu_graph::{Graph, Op};
@@ -57,6 +59,13 @@ pub struct Scheduled {
 }
 
 impl Scheduled {
+    /// The inputs that its launches and copies read as they are.
+    pub fn reads(&self) -> BTreeSet<usize> {
+        let input = |a: &KernelArg| if let KernelArg::Input(i) = a { Some(*i) } else { None };
+        let launched = self.launches.iter().flat_map(|l| &l.args).filter_map(input);
+        launched.chain(self.copies.iter().map(|c| c.0)).collect()
+    }
+
     /// Adds launches that make one result from one input; the result is new temporary memory, which the argument given stands for.
     fn prepare(&mut self, input: usize, temp: (DType, Vec<Dim>), launches: Vec<Launch>) -> KernelArg {
         let result = KernelArg::Temp(self.temps.len());

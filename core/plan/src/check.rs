@@ -242,6 +242,10 @@ impl Plan {
             c.dim(&g.flops)?;
             c.dim(&g.bytes)?;
         }
+        c.place = "hosted groups".to_string();
+        if self.hosted.iter().any(|h| h.group >= self.groups.len()) {
+            return c.bad("names a group that is not there");
+        }
         c.block(&self.body, "", 0)
     }
 }

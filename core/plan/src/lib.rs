@@ -18,4 +18,4 @@ pub use backend::{
 pub use bundle::{Bundle, BundleError, FileIdentity};
 pub use check::PlanError;
 pub use packing::Packing;
-pub use plan::{Arg, Block, Group, Plan, PlanValue, Port, State, Step, StepKind, Storage, ValueRef};
+pub use plan::{Arg, Block, Group, Hosted, Plan, PlanValue, Port, State, Step, StepKind, Storage, ValueRef};

@@ -259,6 +259,15 @@ pub struct Group {
     pub bytes: Dim,
 }
 
+/// A group that the chip does not take: it runs on the host, the plan's second device, and its operands and results are copied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hosted {
+    /// Position in [`Plan::groups`].
+    pub group: usize,
+    /// Why the chip does not take it.
+    pub why: String,
+}
+
 /// A host program that runs a model, with its kernels and constants.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Plan {
@@ -281,6 +290,9 @@ pub struct Plan {
     pub body: Block,
     /// What the launches compute.
     pub groups: Vec<Group>,
+    /// The groups that run on the host because the chip does not take them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosted: Vec<Hosted>,
 }
 
 impl Plan {

@@ -89,6 +89,7 @@ fn sample() -> Plan {
             bytes: Arc::from(&b"machine code"[..]),
         }],
         body,
+        hosted: vec![tongtu_plan::Hosted { group: 0, why: "no such instruction".to_string() }],
         groups: vec![Group {
             name: "relu".into(),
             graph: Arc::new(graph),

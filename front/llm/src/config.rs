@@ -139,6 +139,7 @@ impl Config {
             return Err(LlmError::Invalid("a configuration is a JSON object".to_string()));
         };
         let keys = Keys(&map);
+        let scaling = scaling(&map)?;
         let name = keys.text("model_type")?.unwrap_or_default();
         let known = || FAMILIES.iter().map(|f| f.name).collect::<Vec<_>>().join(", ");
         let family = FAMILIES.iter().find(|f| f.name == name).ok_or_else(|| {
@@ -182,8 +183,8 @@ impl Config {
             head,
             intermediate: keys.size("intermediate_size")?,
             vocabulary: keys.size("vocab_size")?,
-            theta: keys.number("rope_theta")?.unwrap_or(10000.0),
-            rope: rope(&map)?,
+            theta: theta(&keys, scaling)?,
+            rope: rope(scaling)?,
             epsilon: keys.number("rms_norm_eps")?.unwrap_or(1e-6),
             dtype,
             tied: keys.flag("tie_word_embeddings")?.unwrap_or(false),
@@ -195,12 +196,33 @@ impl Config {
     }
 }
 
-fn rope(map: &Map<String, Value>) -> Result<Rope, LlmError> {
-    let Some(Value::Object(scaling)) = map.get("rope_scaling") else { return Ok(Rope::Plain) };
+/// What is said of rotary embeddings: `rope_parameters` since version 5 of transformers, `rope_scaling` before.
+fn scaling(map: &Map<String, Value>) -> Result<Option<&Map<String, Value>>, LlmError> {
+    for key in ["rope_parameters", "rope_scaling"] {
+        match map.get(key) {
+            None | Some(Value::Null) => {}
+            Some(Value::Object(all)) if all.values().any(Value::is_object) => {
+                return Err(LlmError::Unsupported(format!("{key} that differ between layers")));
+            }
+            Some(Value::Object(all)) => return Ok(Some(all)),
+            Some(_) => return Err(LlmError::Invalid(format!("{key} is not an object"))),
+        }
+    }
+    Ok(None)
+}
+
+/// The base of the angles: beside the scaling since version 5 of transformers, a key of its own before.
+fn theta(keys: &Keys<'_>, scaling: Option<&Map<String, Value>>) -> Result<f64, LlmError> {
+    let inner = scaling.map(|s| Keys(s).number("rope_theta")).transpose()?.flatten();
+    Ok(inner.or(keys.number("rope_theta")?).unwrap_or(10000.0))
+}
+
+fn rope(scaling: Option<&Map<String, Value>>) -> Result<Rope, LlmError> {
+    let Some(scaling) = scaling else { return Ok(Rope::Plain) };
     let keys = Keys(scaling);
     let kind = keys.text("rope_type")?.or(keys.text("type")?).unwrap_or("default");
     let need = |name: &str| {
-        let missing = || LlmError::Invalid(format!("rope_scaling has no {name}"));
+        let missing = || LlmError::Invalid(format!("the scaling of rotary embeddings has no {name}"));
         keys.number(name)?.filter(|n| *n > 0.0).ok_or_else(missing)
     };
     match kind {
@@ -212,7 +234,7 @@ fn rope(map: &Map<String, Value>) -> Result<Rope, LlmError> {
             high: need("high_freq_factor")?,
             length: need("original_max_position_embeddings")?,
         }),
-        other => Err(LlmError::Unsupported(format!("rope_scaling of type '{other}'"))),
+        other => Err(LlmError::Unsupported(format!("rotary embeddings of type '{other}'"))),
     }
 }
 

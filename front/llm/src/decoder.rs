@@ -232,6 +232,26 @@ mod tests {
         assert_eq!((d.inputs.len(), d.outputs.len()), (65, 65));
     }
 
+    /// The angles as transformers 5 and older versions write them.
+    #[test]
+    fn both_forms_of_rotary_parameters_are_read() {
+        let with = |to: &str| {
+            let c = Config::parse(&LLAMA_2_7B.replace("\"rope_scaling\": null", to))?;
+            Ok::<_, crate::LlmError>((c.theta, c.rope))
+        };
+        let llama3 = r#""factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192"#;
+        let old = format!(r#""rope_theta": 500000.0, "rope_scaling": {{"rope_type": "llama3", {llama3}}}"#);
+        let new =
+            format!(r#""rope_parameters": {{"rope_theta": 500000.0, "rope_type": "llama3", {llama3}}}"#);
+        let want = Rope::Llama3 { factor: 8.0, low: 1.0, high: 4.0, length: 8192.0 };
+        assert_eq!(with(&old).unwrap(), (500000.0, want));
+        assert_eq!(with(&new).unwrap(), with(&old).unwrap());
+        let plain = r#""rope_parameters": {"rope_theta": 1000000, "rope_type": "default"}"#;
+        assert_eq!(with(plain).unwrap(), (1e6, Rope::Plain));
+        let layers = r#""rope_parameters": {"full_attention": {"rope_theta": 1e6}}"#;
+        assert!(with(layers).unwrap_err().to_string().starts_with("[L003]"));
+    }
+
     #[test]
     fn what_is_not_known_is_refused() {
         let with =

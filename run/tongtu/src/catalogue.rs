@@ -89,9 +89,14 @@ const ERRORS: &[Entry] = &[
         "`tongtu port MODEL --to CHIP --check` needs no weights; put the files with the weights beside the model for the rest",
     ),
     entry(
+        "A014",
+        "A model of which parts were compiled for the host, because the chip does not take them.",
+        "`--allow-host` runs them there, and says what is copied",
+    ),
+    entry(
         "B001",
         "An instruction that the chip lacks.",
-        "`tongtu port MODEL --to CHIP --check` lists everything that the chip cannot do; another element type may help",
+        "`--allow-host` runs it on the host, and says what is copied; `tongtu port MODEL --to CHIP --check` lists everything that the chip cannot do",
     ),
     entry(
         "B002",

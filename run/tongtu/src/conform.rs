@@ -43,6 +43,14 @@ fn device(chip: &Chip) -> Result<Option<Arc<dyn Device>>, Error> {
     })
 }
 
+/// Why nothing here runs what is compiled for a chip; `None` where something does.
+pub fn not_run(chip: &Chip) -> Option<String> {
+    match chip.kind {
+        Kind::Cpu if !runs_here(chip) => Remote::emulator(chip).err().map(|e| e.to_string()),
+        _ => None,
+    }
+}
+
 /// Gives `f` a chip with what compiles for it here and, where there is something, what runs it.
 ///
 /// # Errors

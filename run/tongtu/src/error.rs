@@ -99,6 +99,9 @@ pub enum Error {
     /// A machine that an agent or an emulator is, or should be.
     #[error("[A012] {0}")]
     Remote(String),
+    /// A model of which parts run on the host, where that was not allowed.
+    #[error("[A014] the chip does not take parts of the model, which were compiled for the host: {0}")]
+    Hosted(String),
     /// A model without weights, where they are needed.
     #[error(
         "[A013] the weights of {model} are not here, such as those of {place}: it can be checked, not run"
@@ -156,8 +159,21 @@ impl Error {
             Error::Runtime(RuntimeError::Device { error, .. }) => {
                 crate::catalogue::find(code_of(&error.to_string()))?.fix
             }
+            Error::Compile(e) => match refusal(e) {
+                Some(error) => crate::catalogue::find(code_of(&error.to_string()))?.fix,
+                None => crate::catalogue::find(code_of(&e.to_string()))?.fix,
+            },
             e => crate::catalogue::find(&e.code())?.fix,
         })
+    }
+}
+
+/// What a back end said, where that is what went wrong.
+fn refusal(error: &tongtu_compile::Error) -> Option<&CompileError> {
+    match error {
+        tongtu_compile::Error::Backend { error, .. } => Some(error),
+        tongtu_compile::Error::Several(all) => all.iter().find_map(refusal),
+        _ => None,
     }
 }
 

@@ -262,3 +262,59 @@ impl Model {
         Ok(Outputs::new(names.zip(values.into_iter().map(tongtu_runtime::Value::from)).collect()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tongtu_graph::{Loc, Node, Type};
+    use tongtu_tensor::DType;
+    use tongtu_tensor::dim::Dim;
+
+    use super::*;
+
+    /// A branch that gives a constant.
+    fn branch(value: Tensor) -> Arc<Graph> {
+        let mut g = Graph::default();
+        let out = g.add_value(Type::tensor(value.dtype(), [Dim::from(2)]), None);
+        let loc = Loc::new("the weight");
+        g.nodes.push(Node { op: Op::Constant { value }, inputs: vec![], outputs: vec![out], loc });
+        g.outputs = vec![out];
+        Arc::new(g)
+    }
+
+    #[test]
+    fn weights_absent_from_a_branch_are_found() {
+        let here = || Tensor::from_slice(&[2], &[1f32, 2.0]).unwrap();
+        let gone = || Tensor::absent(DType::F32, &[2]).unwrap();
+        for (yes, no, found) in
+            [(here(), here(), false), (gone(), here(), true), (here(), gone(), true), (gone(), gone(), true)]
+        {
+            let mut module = Module::default();
+            let condition = module.graph.add_input(Type::scalar(DType::Bool), None);
+            let ty = Type::tensor(DType::F32, [Dim::from(2)]);
+            let out = module.graph.add_value(ty.clone(), None);
+            let op = Op::If { then_branch: branch(yes), else_branch: branch(no), results: vec![ty.clone()] };
+            let (inputs, outputs) = (vec![condition], vec![out]);
+            module.graph.nodes.push(Node { op, inputs, outputs, loc: Loc::default() });
+            module.graph.outputs = vec![out];
+            let port = |name: &str, ty: Type| vec![Port { name: name.to_string(), ty }];
+            let loaded = Loaded {
+                module,
+                inputs: port("condition", Type::scalar(DType::Bool)),
+                outputs: port("y", ty),
+                metadata: Vec::new(),
+                opsets: Default::default(),
+                producer: String::new(),
+                ir_version: 0,
+                operators: Vec::new(),
+                files: Vec::new(),
+            };
+            let model = Model { loaded, name: "branches".to_string() };
+            assert_eq!(model.absent(), found.then(|| "the weight".to_string()));
+            let condition = Tensor::from_fn(DType::Bool, &[], |_| true.into()).unwrap();
+            let run = model.interpret(&[("condition", condition)]);
+            assert_eq!(matches!(run, Err(Error::NoWeights { .. })), found);
+        }
+    }
+}

@@ -23,6 +23,7 @@ pub struct Options {
     pub(crate) state: Vec<(String, String)>,
     pub(crate) precision: Precision,
     pub(crate) simulate: bool,
+    pub(crate) allow_host: bool,
     pub(crate) remote: Option<Remote>,
 }
 
@@ -43,6 +44,7 @@ impl Options {
             state: Vec::new(),
             precision: Precision::F32,
             simulate: false,
+            allow_host: false,
             remote: None,
         }
     }
@@ -60,6 +62,13 @@ impl Options {
     /// Runs on a simulation of the chip, where there is one: slow, to see what is computed before there is a device.
     pub fn simulated(mut self) -> Options {
         self.simulate = true;
+        self
+    }
+
+    /// Whether what the chip does not take may run on the host ([`Session::placement`](crate::Session::placement) lists it); else it
+    /// is an error.
+    pub fn allow_host(mut self, allow: bool) -> Options {
+        self.allow_host = allow;
         self
     }
 

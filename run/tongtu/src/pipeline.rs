@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use tongtu_chip::Kind;
+use tongtu_chip::{Chip, Kind};
+use tongtu_compile::Target;
 use tongtu_cpu::CpuDevice;
 use tongtu_graph::Module;
-use tongtu_plan::{Device, Plan};
+use tongtu_plan::{Compiler, Device, Plan};
 
 use crate::error::Error;
 use crate::options::Options;
@@ -38,32 +39,40 @@ pub(crate) fn device(options: &Options) -> Result<Arc<dyn Device>, Error> {
     }
 }
 
-/// Compiles a module for the options' chip.
+/// Compiles a module for the options' chip and, where they allow it, what the chip does not take for this machine.
 pub fn compile(module: Module, options: &Options) -> Result<Plan, Error> {
     let chip = options.chip()?;
+    let mut settings = tongtu_compile::Options::default();
+    settings.passes.precision = options.precision;
+    let plan = with_compiler(&chip, options, |compiler| -> Result<Plan, Error> {
+        if !options.allow_host || chip.name == "host" {
+            return Ok(tongtu_compile::compile(module, compiler, &chip, &settings)?);
+        }
+        let here = Chip::host()?;
+        let target = Target { chip: &chip, compiler };
+        let plan = with_compiler(&here, options, |compiler| {
+            tongtu_compile::compile_with_host(module, target, Target { chip: &here, compiler }, &settings)
+        });
+        Ok(plan??)
+    });
+    plan?
+}
+
+/// Gives `f` what compiles for a chip, with the options' cache.
+fn with_compiler<T>(chip: &Chip, options: &Options, f: impl FnOnce(&dyn Compiler) -> T) -> Result<T, Error> {
     match chip.kind {
         #[cfg(any(feature = "llvm", feature = "llvm-static"))]
         Kind::Cpu => {
             let compiler = tongtu_cpu::CpuCompiler::default();
-            let mut settings = tongtu_compile::Options::default();
-            settings.passes.precision = options.precision;
-            let plan = match options.kernels() {
-                Some(cache) => {
-                    let cached = crate::cache::Cached::new(compiler, cache.clone(), KERNELS_VERSION);
-                    tongtu_compile::compile(module, &cached, &chip, &settings)
-                }
-                None => tongtu_compile::compile(module, &compiler, &chip, &settings),
-            };
-            Ok(plan?)
+            Ok(match options.kernels() {
+                Some(cache) => f(&crate::cache::Cached::new(compiler, cache.clone(), KERNELS_VERSION)),
+                None => f(&compiler),
+            })
         }
-        Kind::Npu => {
-            let mut settings = tongtu_compile::Options::default();
-            settings.passes.precision = options.precision;
-            Ok(tongtu_compile::compile(module, &tongtu_ascend::AscendCompiler, &chip, &settings)?)
-        }
+        Kind::Npu => Ok(f(&tongtu_ascend::AscendCompiler)),
         _ => {
-            let _ = module;
-            Err(Error::NoCompiler(chip.name))
+            let _ = (f, options);
+            Err(Error::NoCompiler(chip.name.clone()))
         }
     }
 }

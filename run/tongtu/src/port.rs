@@ -102,6 +102,8 @@ pub fn prove(
             return prove::unproven(report, code, &e.to_string());
         }
     };
+    let sizes = session.sizes(inputs);
+    let report = prove::placed(report, session.plan(), &|d| d.eval(&|s| sizes.get(&s).copied()).unwrap_or(1));
     let (outputs, verified) = match session.verify(inputs, verify) {
         Ok(both) => both,
         Err(e) => return prove::unproven(report, "M011", &e.to_string()),

@@ -1,13 +1,17 @@
 //! Compiled models, ready to run.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use tongtu_cpu::CpuDevice;
 use tongtu_graph::Module;
 use tongtu_plan::bundle::{self, Info};
 use tongtu_plan::{Device, Plan};
+use tongtu_port::report::Placement;
 use tongtu_runtime::{Context, DeviceTensor, MemoryReport, Profile, Value, VerifyOptions, VerifyReport};
 use tongtu_tensor::Tensor;
+use tongtu_tensor::dim::Sym;
 
 use crate::error::Error;
 use crate::inspect::type_text;
@@ -107,7 +111,15 @@ impl Session {
     pub fn from_plan(plan: Plan, options: &Options) -> Result<Session, Error> {
         let device = pipeline::device(options)?;
         let types = (0..plan.inputs.len()).map(|i| type_text(&plan.input_type(i), &plan.symbols)).collect();
-        let session = tongtu_runtime::Session::new(plan, vec![device.clone()])?;
+        let mut devices = vec![device.clone()];
+        if !plan.hosted.is_empty() {
+            if !options.allow_host {
+                let places = plan.hosted.iter().map(|h| plan.groups[h.group].loc.to_string());
+                return Err(Error::Hosted(places.collect::<Vec<_>>().join(", ")));
+            }
+            devices.push(Arc::new(CpuDevice::new(options.threads)?));
+        }
+        let session = tongtu_runtime::Session::new(plan, devices)?;
         Ok(Session { session, device, options: Box::new(options.clone()), info: None, types })
     }
 
@@ -194,6 +206,25 @@ impl Session {
         let values = self.ordered(inputs)?;
         let (outputs, profile) = self.session.profile(&values)?;
         Ok((self.outputs(outputs)?, profile))
+    }
+
+    /// What runs on the host, with the bytes that a run on these inputs copies for it.
+    pub fn placement<V: Clone + Into<Value>>(&self, inputs: &[(&str, V)]) -> Vec<Placement> {
+        let sizes = self.sizes(inputs);
+        tongtu_port::placement::of(self.plan(), &|d| d.eval(&|s| sizes.get(&s).copied()).unwrap_or(1))
+    }
+
+    /// The sizes that inputs give to symbols.
+    pub(crate) fn sizes<V: Clone + Into<Value>>(&self, inputs: &[(&str, V)]) -> BTreeMap<Sym, i64> {
+        let plan = self.plan();
+        let mut sizes = BTreeMap::new();
+        for (name, value) in inputs {
+            let Some(port) = plan.inputs.iter().find(|p| p.name == *name) else { continue };
+            let Value::Tensor(t) = value.clone().into() else { continue };
+            let dims = plan.dims(port.value).iter().zip(t.shape());
+            sizes.extend(dims.filter_map(|(d, &n)| Some((d.as_sym()?, n as i64))));
+        }
+        sizes
     }
 
     /// A context of its own for one thread, which runs without locks; inputs and outputs in the model's order.
