@@ -120,7 +120,8 @@ pub struct ModelArgs {
     /// Run on a simulation or emulation of another chip, such as ascend-910b or riscv64-v256: slow, to prove what is compiled for it.
     #[arg(long, value_name = "CHIP")]
     pub simulate: Option<String>,
-    /// Run on another machine: `agent:COMMAND` (`agent:ssh board ./agent-riscv64`), or `emulator:CHIP` for a CPU that QEMU emulates here.
+    /// Run on another machine: `agent:COMMAND` (`agent:ssh board ./agent-riscv64`), `agent:tcp:HOST:PORT`, `agent:unix:PATH`, or
+    /// `emulator:CHIP` for a CPU that QEMU emulates here.
     #[arg(long, value_name = "MACHINE", conflicts_with = "simulate")]
     pub on: Option<String>,
     /// Let what the chip does not take run on the host, and list it with the bytes that are copied.

@@ -162,8 +162,9 @@ pub fn inputs(args: &InputArgs, wants: &[Want], fill: bool) -> Result<Vec<(Strin
         };
         let Some((i, want)) = wants.iter().enumerate().find(|(_, w)| w.name == name) else {
             let names: Vec<&str> = wants.iter().map(|w| w.name.as_str()).collect();
-            return Err(Fail::usage(format!("the model has no input '{name}'"))
-                .hint(format!("its inputs are {}", names.join(", "))));
+            let names = names.join(", ");
+            return Err(Fail::usage(format!("the model has no input '{name}'; its inputs are {names}"))
+                .hint("`tongtu inspect MODEL` shows their types"));
         };
         let value = match source.strip_prefix("random:") {
             Some(shape) => {

@@ -320,6 +320,36 @@ fn port_answers_by_its_exit_code() {
     expect(3, &["port", &good, "--to", "host", "--dim", "absent=3"]);
 }
 
+/// f64, which Ascend does not have: the chip refuses, or the host helps and the report says with what.
+#[test]
+fn the_host_helps_only_when_it_is_allowed_to() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../conformance/port/doubles.onnx");
+    let args = ["port", file, "--to", "ascend-950", "--check", "--dim", "count=3"];
+    let out = expect(2, &args);
+    assert!(out.contains("[M001] MatMul") && out.contains("--allow-host"), "{out}");
+    let r = json(1, &[&args[..], &["--allow-host", "--json"]].concat());
+    let placement = r["chips"][0]["placement"].as_array().unwrap();
+    let ops: Vec<&str> = placement.iter().map(|p| p["op"].as_str().unwrap()).collect();
+    assert_eq!(ops, ["Cast, Exp", "MatMul"]);
+    // The product's operands, 3 x 16 and turned, if not shared, and its 3 x 3 results, of eight bytes each.
+    assert!(placement[1]["bytes"].as_f64().unwrap() >= f64::from(8 * (3 * 16 + 3 * 3)));
+    assert!(placement[1]["why"].as_str().unwrap().contains("no elements of type f64"));
+}
+
+#[test]
+fn wrong_options_come_with_what_to_do() {
+    let file = model("transformer");
+    for args in [
+        vec!["run", &file, "--input", "nothing"],
+        vec!["run", &file, "--input", "nobody=random:1"],
+        vec!["run", &file, "--data-set", "/nowhere"],
+        vec!["port", &file, "--to", "host", "--on", "emulator:riscv64"],
+    ] {
+        let out = tongtu(&args);
+        assert!(text(&out.stderr).contains("hint: "), "{args:?}\n{}", text(&out.stderr));
+    }
+}
+
 #[test]
 fn port_checks_models_whose_weights_are_missing() {
     let dir = folder("port-weights");

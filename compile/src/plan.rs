@@ -234,7 +234,7 @@ impl Lowerer<'_> {
     }
 
     /// A value of the chip as the host has it: constants are there too, others are copied.
-    fn to_host(&mut self, v: ValueRef, loc: &Loc, steps: &mut Vec<Step>) -> ValueRef {
+    fn copy_to_host(&mut self, v: ValueRef, loc: &Loc, steps: &mut Vec<Step>) -> ValueRef {
         let PlanValue { ty, name, .. } = self.plan.values[v.index()].clone();
         let root = self.plan.root(v);
         let Storage::Constant(k) = self.plan.values[root.index()].storage else {
@@ -248,7 +248,7 @@ impl Lowerer<'_> {
         let there = match root == v {
             true => self.value_on(HOST, ty, Storage::Constant(k), name),
             false => {
-                let root = self.to_host(root, loc, steps);
+                let root = self.copy_to_host(root, loc, steps);
                 self.value_on(HOST, ty, Storage::Alias(root), name)
             }
         };
@@ -468,7 +468,7 @@ impl Lowerer<'_> {
         if device == HOST {
             let read = scheduled.reads();
             for (_, v) in inputs.iter_mut().enumerate().filter(|(i, _)| read.contains(i)) {
-                *v = self.to_host(*v, &group.loc, steps);
+                *v = self.copy_to_host(*v, &group.loc, steps);
             }
         }
         let mut outputs = Vec::new();

@@ -180,17 +180,17 @@ fn user_ops(module: &Module) -> Ops {
 
 fn collect(graph: &Graph, ops: &mut Ops) {
     for n in &graph.nodes {
-        if let (Some(place), false) = (&n.loc.0, matches!(n.op, Op::Constant { .. } | Op::DimValue { .. })) {
-            if !ops.by_place.contains_key(&**place) {
-                ops.by_place.insert(place.to_string(), ops.rows.len());
-                ops.rows.push(OpReport {
-                    op: placement::operator(n),
-                    at: place.to_string(),
-                    support: Support::Folded,
-                    how: Vec::new(),
-                    kernels: Vec::new(),
-                });
-            }
+        if let (Some(place), false) = (&n.loc.0, matches!(n.op, Op::Constant { .. } | Op::DimValue { .. }))
+            && !ops.by_place.contains_key(&**place)
+        {
+            ops.by_place.insert(place.to_string(), ops.rows.len());
+            ops.rows.push(OpReport {
+                op: placement::operator(n),
+                at: place.to_string(),
+                support: Support::Folded,
+                how: Vec::new(),
+                kernels: Vec::new(),
+            });
         }
         match &n.op {
             Op::If { then_branch, else_branch, .. } => {

@@ -367,25 +367,28 @@ fn roofline(out: &mut String, c: &ChipReport) {
             count(*roof)
         );
     }
+    let taken = |k: &KernelReport| k.measured_us.or(k.limit_us).unwrap_or(0.0);
+    let whole: f64 = c.kernels.iter().map(taken).sum();
     for k in c.kernels.iter().filter(|k| k.flops > 0.0 && k.bytes > 0.0) {
         let Some(us) = k.measured_us.or(k.limit_us).filter(|t| *t > 0.0) else { continue };
         let rate = k.flops / us * 1e6;
         let color = if k.bound == Bound::Compute { "var(--mark)" } else { "var(--warn)" };
         let _ = write!(
             out,
-            "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"4\" fill=\"{color}\" fill-opacity=\".7\"><title>{}</title></circle>",
+            "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"{:.1}\" fill=\"{color}\" fill-opacity=\".6\"><title>{}</title></circle>",
             x(k.flops / k.bytes),
             y(rate),
+            3.0 + 15.0 * (us / whole).sqrt(),
             escape(&format!("{} at {}: {}, {}/s", k.name, k.at, time(us), count(rate)))
         );
     }
     let what = match c.kernels.iter().any(|k| k.measured_us.is_some()) {
         true => "Each point is a kernel as measured",
-        false => "Each point is a kernel at its limit; nothing was measured",
+        false => "Each point is a kernel at its limit (nothing was measured)",
     };
     let _ = writeln!(
         out,
-        "</svg>\n<p class=\"soft\">{}; blue is bound by arithmetic, amber by {} at {}/s. {}.</p>",
+        "</svg>\n<p class=\"soft\">{}, as large as its share of the time; blue is bound by arithmetic, amber by {} at {}/s. {}.</p>",
         what,
         escape(level),
         bytes(bandwidth),
@@ -409,8 +412,16 @@ fn kernels(out: &mut String, c: &ChipReport) {
             .cmp(&a.verified.as_ref().map_or(0, |v| v.outside))
             .then(lost(b).total_cmp(&lost(a)))
     });
-    out.push_str("<h3>Worst kernels first</h3>\n<table class=\"kernels\"><tr><th>kernel</th><th>at</th><th>support</th><th class=\"n\">limit</th><th>bound by</th><th class=\"n\">measured</th><th class=\"n\">operations</th><th class=\"n\">bytes</th><th>compared</th></tr>\n");
+    let measured = c.kernels.iter().any(|k| k.measured_us.is_some());
+    let column = if measured { "<th class=\"n\">measured</th>" } else { "" };
+    let _ = writeln!(
+        out,
+        "<h3>Worst kernels first</h3>\n<table class=\"kernels\"><tr><th>kernel</th><th>at</th><th>support</th><th class=\"n\">limit</th><th>bound by</th>{}<th class=\"n\">operations</th><th class=\"n\">bytes</th><th>compared</th></tr>",
+        column
+    );
     for k in order.iter().take(KERNELS) {
+        let took = k.measured_us.map_or("-".to_string(), time);
+        let took = if measured { format!("<td class=\"n\">{took}</td>") } else { String::new() };
         let verified = k.verified.as_ref().map_or("-".to_string(), |v| match (&v.error, v.outside) {
             (Some(e), _) => e.clone(),
             (None, 0) => format!("right, {:.2} of the allowed error", v.worst_ratio),
@@ -418,14 +429,14 @@ fn kernels(out: &mut String, c: &ChipReport) {
         });
         let _ = writeln!(
             out,
-            "<tr><td>{}</td><td>{}</td><td class=\"c {}\">{}</td><td class=\"n\">{}</td><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td>{}</td></tr>",
+            "<tr><td>{}</td><td>{}</td><td class=\"c {}\">{}</td><td class=\"n\">{}</td><td>{}</td>{}<td class=\"n\">{}</td><td class=\"n\">{}</td><td>{}</td></tr>",
             escape(&k.name),
             escape(&k.at),
             k.support.name(),
             k.support.name(),
             k.limit_us.map_or("-".to_string(), time),
             escape(&bound(k)),
-            k.measured_us.map_or("-".to_string(), time),
+            took,
             count(k.flops),
             bytes(k.bytes),
             escape(&verified)

@@ -119,6 +119,47 @@ fn a_kernel_runs_through_the_agent_here() {
     }
 }
 
+/// The agent with a connection for its input and output, as `socat` and `inetd` start it.
+#[test]
+#[cfg(unix)]
+fn a_kernel_runs_over_a_socket() {
+    use std::os::fd::OwnedFd;
+    let chip = Chip::builtin("x86-64-v2").unwrap();
+    let Some(path) = agent(std::env::consts::ARCH) else { return };
+    let serve = |stream: OwnedFd| {
+        let output = stream.try_clone().unwrap();
+        Command::new(&path).stdin(Stdio::from(stream)).stdout(Stdio::from(output)).spawn().unwrap()
+    };
+    let check = |device: Result<AgentDevice, protocol::Error>| {
+        let device = device.unwrap_or_else(|e| panic!("{e}"));
+        if device.hello().arch == chip.arch {
+            doubles(&device, &chip);
+        }
+        device
+    };
+    let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("tcp:{}", tcp.local_addr().unwrap());
+    let socket = path.with_extension("socket");
+    let _ = std::fs::remove_file(&socket);
+    let unix = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    std::thread::scope(|s| {
+        let mut there = s.spawn(|| serve(tcp.accept().unwrap().0.into()));
+        let device = check(AgentDevice::connect("tcp", &address, 60));
+        // An agent whose connection ends, ends; one that is ended is lost.
+        drop(device);
+        assert!(there.join().unwrap().wait().unwrap().success());
+        there = s.spawn(|| serve(unix.accept().unwrap().0.into()));
+        let device = check(AgentDevice::connect("unix", &format!("unix:{}", socket.display()), 60));
+        let mut process = there.join().unwrap();
+        process.kill().unwrap();
+        process.wait().unwrap();
+        assert!(matches!(device.alloc(64), Err(DeviceError::Lost { .. })));
+    });
+    std::fs::remove_file(&socket).unwrap();
+    assert!(AgentDevice::connect("gone", &format!("unix:{}", socket.display()), 1).is_err());
+    assert!(AgentDevice::connect("what", "serial:/dev/null", 1).is_err());
+}
+
 #[test]
 fn code_for_another_vector_length_is_refused() {
     let chip = |n: &str| Chip::builtin(n).unwrap();

@@ -21,10 +21,11 @@ pub struct Remote {
 }
 
 impl Remote {
-    /// Reaches a machine by its name: `agent:COMMAND`, where the shell command is an agent or leads to one (`ssh board ./agent`), or
-    /// `emulator:CHIP`.
+    /// Reaches a machine by its name: `agent:COMMAND`, where the shell command is an agent or leads to one (`ssh board ./agent`);
+    /// `agent:tcp:HOST:PORT` or `agent:unix:PATH`, where an agent answers connections; or `emulator:CHIP`.
     pub fn open(name: &str) -> Result<Remote, Error> {
         match name.split_once(':') {
+            Some(("agent", at)) if at.starts_with("tcp:") || at.starts_with("unix:") => Remote::connect(at),
             Some(("agent", command)) => Remote::agent(command),
             Some(("emulator", chip)) => Remote::emulator(&Chip::builtin(chip)?),
             _ => Err(Error::Remote(format!("'{name}' is neither agent:COMMAND nor emulator:CHIP"))),
@@ -35,7 +36,17 @@ impl Remote {
     pub fn agent(command: &str) -> Result<Remote, Error> {
         let mut shell = Command::new("sh");
         shell.args(["-c", &format!("exec {command}")]);
-        let device = start(&format!("agent:{command}"), shell)?;
+        Remote::of(start(&format!("agent:{command}"), shell)?)
+    }
+
+    /// The machine that an agent behind an address runs on: `tcp:HOST:PORT` or `unix:PATH`.
+    pub fn connect(address: &str) -> Result<Remote, Error> {
+        let name = format!("agent:{address}");
+        let device = AgentDevice::connect(&name, address, LIMIT);
+        Remote::of(device.map_err(|e| Error::Remote(format!("{name}: {e}")))?)
+    }
+
+    fn of(device: AgentDevice) -> Result<Remote, Error> {
         let hello = device.hello();
         let none =
             || format!("no chip file describes a machine {} with {}", hello.arch, hello.features.join(", "));

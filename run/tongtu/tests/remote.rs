@@ -36,7 +36,15 @@ fn a_model_holds_on_loongarch() {
 
 #[test]
 fn machines_that_are_not_there_are_errors() {
-    for name in ["riscv64", "agent:false", "agent:echo hello", "emulator:ascend-950", "emulator:abacus"] {
+    for name in [
+        "riscv64",
+        "agent:false",
+        "agent:echo hello",
+        "agent:tcp:127.0.0.1:1",
+        "agent:unix:/nowhere/agent",
+        "emulator:ascend-950",
+        "emulator:abacus",
+    ] {
         assert!(Remote::open(name).is_err(), "{name}");
     }
     let npu = Chip::builtin("ascend-950").unwrap();

@@ -2,6 +2,8 @@
 
 use super::protocol::{Body, Error, Hello, Kind, LARGEST, VERSION, answer, frame, read_frame, write_frame};
 use crate::{Artifact, target};
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -22,9 +24,20 @@ const QUICK: u64 = 60;
 /// What an agent is given to end in, and beyond the limit of a launch to say that it is done.
 const ENDING: Duration = Duration::from_secs(2);
 
-/// An agent's process and the way to it.
+/// Seconds that a connection may take to come about.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// What ends when the agent is let go.
+enum End {
+    /// A process of this machine that is the agent, or leads to it.
+    Process(Child),
+    /// A connection; what it does closes it.
+    Socket(Box<dyn Fn() + Send>),
+}
+
+/// An agent and the way to it.
 struct Line {
-    child: Child,
+    end: End,
     /// Frames on their way to it; closing this closes its input.
     requests: Option<Sender<Vec<u8>>>,
     answers: Receiver<Result<(u32, Vec<u8>), Error>>,
@@ -36,36 +49,93 @@ impl Line {
     fn start(mut command: Command) -> Result<Line, Error> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         let mut child = command.spawn().map_err(|e| Error::Start(e.to_string()))?;
-        let (requests, waiting) = channel::<Vec<u8>>();
-        let (found, answers) = channel();
-        // Threads of their own, so that a program that does not read, or does not write, can be given up.
-        if let (Some(mut input), Some(mut output)) = (child.stdin.take(), child.stdout.take()) {
-            std::thread::spawn(
-                move || while waiting.recv().is_ok_and(|b| write_frame(&mut input, &b).is_ok()) {},
-            );
-            std::thread::spawn(move || {
-                while let Some(frame) = read_frame(&mut output).transpose() {
-                    let last = frame.is_err();
-                    if found.send(frame).is_err() || last {
-                        return;
-                    }
-                }
-            });
+        match (child.stdin.take(), child.stdout.take()) {
+            (Some(input), Some(output)) => Ok(Line::over(input, output, End::Process(child))),
+            _ => Err(Error::Start("it has no standard input and output".to_string())),
         }
-        Ok(Line { child, requests: Some(requests), answers, gone: None })
     }
 
-    /// How its process ended, which it has or is about to; it is ended otherwise.
+    /// Connects to an address, `tcp:HOST:PORT` or `unix:PATH`.
+    fn connect(address: &str) -> Result<Line, Error> {
+        let fail = |e: std::io::Error| Error::Start(format!("{address}: {e}"));
+        match address.split_once(':') {
+            Some(("tcp", at)) => {
+                let mut last = std::io::Error::other("the name has no address");
+                for to in at.to_socket_addrs().map_err(fail)? {
+                    match TcpStream::connect_timeout(&to, CONNECT) {
+                        Ok(s) => {
+                            s.set_nodelay(true).map_err(fail)?;
+                            let (output, end) = (s.try_clone().map_err(fail)?, s.try_clone().map_err(fail)?);
+                            let close = move || drop(end.shutdown(Shutdown::Both));
+                            return Ok(Line::over(s, output, End::Socket(Box::new(close))));
+                        }
+                        Err(e) => last = e,
+                    }
+                }
+                Err(fail(last))
+            }
+            #[cfg(unix)]
+            Some(("unix", path)) => {
+                let s = std::os::unix::net::UnixStream::connect(path).map_err(fail)?;
+                let (output, end) = (s.try_clone().map_err(fail)?, s.try_clone().map_err(fail)?);
+                let close = move || drop(end.shutdown(Shutdown::Both));
+                Ok(Line::over(s, output, End::Socket(Box::new(close))))
+            }
+            _ => Err(Error::Start(format!("'{address}' is neither tcp:HOST:PORT nor unix:PATH"))),
+        }
+    }
+
+    /// Threads of their own write and read, so that an agent that does not read, or does not write, can be given up.
+    fn over(
+        mut input: impl Write + Send + 'static,
+        mut output: impl Read + Send + 'static,
+        end: End,
+    ) -> Line {
+        let (requests, waiting) = channel::<Vec<u8>>();
+        let (found, answers) = channel();
+        std::thread::spawn(
+            move || while waiting.recv().is_ok_and(|b| write_frame(&mut input, &b).is_ok()) {},
+        );
+        std::thread::spawn(move || {
+            while let Some(frame) = read_frame(&mut output).transpose() {
+                let last = frame.is_err();
+                if found.send(frame).is_err() || last {
+                    return;
+                }
+            }
+        });
+        Line { end, requests: Some(requests), answers, gone: None }
+    }
+
+    /// How it ended: a process that has not, and is not about to, is ended, a connection is closed.
     fn ending(&mut self) -> String {
+        let child = match &mut self.end {
+            End::Process(child) => child,
+            End::Socket(close) => {
+                close();
+                return "the connection is closed".to_string();
+            }
+        };
         let until = Instant::now() + ENDING;
         while Instant::now() < until {
-            if let Ok(Some(status)) = self.child.try_wait() {
+            if let Ok(Some(status)) = child.try_wait() {
                 return status.to_string();
             }
             std::thread::sleep(Duration::from_millis(2));
         }
-        let _ = self.child.kill();
-        self.child.wait().map_or_else(|e| e.to_string(), |s| s.to_string())
+        let _ = child.kill();
+        child.wait().map_or_else(|e| e.to_string(), |s| s.to_string())
+    }
+
+    /// Ends it at once.
+    fn kill(&mut self) {
+        match &mut self.end {
+            End::Process(child) => {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+            End::Socket(close) => close(),
+        }
     }
 
     fn ask(&mut self, kind: Kind, body: &[u8], seconds: u64) -> Result<Vec<u8>, Error> {
@@ -87,8 +157,7 @@ impl Line {
         if let Err(e) = &result
             && !matches!(e, Error::Refused { .. })
         {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
+            self.kill();
             self.gone = Some(e.clone());
         }
         result
@@ -142,7 +211,19 @@ impl AgentDevice {
     /// # Errors
     /// It does not start, or does not answer as an agent does.
     pub fn start(name: &str, command: Command, limit: u64) -> Result<AgentDevice, Error> {
-        let mut line = Line::start(command)?;
+        AgentDevice::over(name, Line::start(command)?, limit)
+    }
+
+    /// Connects to an agent that something on its machine starts for each connection: `tcp:HOST:PORT` or `unix:PATH`. Nothing there asks who it is, so
+    /// that the way should be one that only its user can take.
+    ///
+    /// # Errors
+    /// Nothing listens there, or it does not answer as an agent does.
+    pub fn connect(name: &str, address: &str, limit: u64) -> Result<AgentDevice, Error> {
+        AgentDevice::over(name, Line::connect(address)?, limit)
+    }
+
+    fn over(name: &str, mut line: Line, limit: u64) -> Result<AgentDevice, Error> {
         let hello = Hello::read(&line.ask(Kind::Hello, &VERSION.to_le_bytes(), QUICK)?)?;
         Ok(AgentDevice {
             name: name.to_string(),
