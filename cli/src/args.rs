@@ -298,7 +298,7 @@ pub struct PortArgs {
     /// Only look: no device is needed, no weights either, and nothing is compiled or run.
     #[arg(long, conflicts_with = "measure")]
     pub check: bool,
-    /// Measure every kernel, where the chip is this machine.
+    /// Measure every kernel, where the chip is this machine or the one that --on names.
     #[arg(long)]
     pub measure: bool,
     /// Elements compared of each result of each kernel; all if it has no more.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use tongtu::port::{self, ChipReport, Depth, Report, Settings};
-use tongtu::{Chip, Value, VerifyOptions};
+use tongtu::{Chip, Options, Value, VerifyOptions};
 
 use crate::args::{PortArgs, Precision};
 use crate::data;
@@ -34,11 +34,18 @@ fn name(path: &Path) -> String {
 }
 
 fn make(args: &PortArgs) -> Result<Report, Fail> {
-    let elsewhere = [("simulate", &args.model.simulate), ("on", &args.model.on)];
-    if let Some((option, _)) = elsewhere.iter().find(|(_, given)| given.is_some()) {
-        return Err(Fail::usage(format!("--{option} has no effect here"))
+    if args.model.simulate.is_some() {
+        return Err(Fail::usage("--simulate has no effect here")
             .hint("--to names the chip; what emulates or simulates it is found"));
     }
+    let machine = match &args.model.on {
+        Some(_) if args.to.len() > 1 => {
+            return Err(Fail::usage("--on names one machine, --to several chips")
+                .hint("give --to the chip that the machine is"));
+        }
+        Some(name) if !args.check => Some(tongtu::Remote::open(name)?),
+        _ => None,
+    };
     if open::is_bundle(&args.model.model)? {
         return Err(Fail::usage("a bundle is compiled already").hint("give the model that it was made from"));
     }
@@ -107,13 +114,18 @@ fn make(args: &PortArgs) -> Result<Report, Fail> {
         if depth != Depth::Check && report.verdict != port::report::Verdict::Fails {
             let chip = Chip::builtin(chip).map_err(tongtu::Error::from)?;
             let here = chip.name == "host";
-            let mut options = open::tied(port::options_for(chip).threads(args.model.threads), &args.model);
+            let options = match &machine {
+                Some(remote) => Options::on(remote.clone().with_chip(chip)).without_model_cache(),
+                None => port::options_for(chip),
+            };
+            let mut options = open::tied(options.threads(args.model.threads), &args.model);
             if args.model.no_cache {
                 options = options.without_cache();
             }
             let verify =
                 VerifyOptions { elements: args.elements, seed: args.inputs.seed, ..VerifyOptions::default() };
-            report = port::prove(report, &model, &options, &named, &verify, here && args.measure);
+            let measure = args.measure && (here || machine.is_some());
+            report = port::prove(report, &model, &options, &named, &verify, measure);
         }
         chips.push(report);
     }

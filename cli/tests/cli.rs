@@ -343,7 +343,8 @@ fn wrong_options_come_with_what_to_do() {
         vec!["run", &file, "--input", "nothing"],
         vec!["run", &file, "--input", "nobody=random:1"],
         vec!["run", &file, "--data-set", "/nowhere"],
-        vec!["port", &file, "--to", "host", "--on", "emulator:riscv64"],
+        vec!["port", &file, "--to", "host", "--simulate", "riscv64"],
+        vec!["port", &file, "--to", "host,riscv64", "--on", "emulator:riscv64"],
     ] {
         let out = tongtu(&args);
         assert!(text(&out.stderr).contains("hint: "), "{args:?}\n{}", text(&out.stderr));

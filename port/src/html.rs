@@ -19,8 +19,8 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto
 h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { margin-top: 2.2rem; border-bottom: 1px solid var(--line); } h3 { margin-top: 1.6rem; }
 table { border-collapse: collapse; width: 100%; margin: .6rem 0; font-size: .92em; }
 th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; }
-th { font-weight: 600; } th, td.c { overflow-wrap: normal; } td.c { white-space: nowrap; }
-td.n, th.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+th { font-weight: 600; } th, td.c { overflow-wrap: normal; } td.c, td.n { white-space: nowrap; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 .cards { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1rem 0; }
 .card { border: 1px solid var(--line); border-left: .4rem solid; border-radius: .4rem; padding: .6rem 1rem; min-width: 15rem; flex: 1; }
 .works { border-left-color: var(--good); } .reservations { border-left-color: var(--warn); } .fails { border-left-color: var(--bad); }
@@ -143,7 +143,8 @@ fn next(out: &mut String, r: &Report) {
         kinds_table(out, kinds);
     }
     if !notes.is_empty() {
-        let _ = writeln!(out, "<details><summary>{} notes</summary>", notes.len());
+        let many = if notes.len() > 1 { "s" } else { "" };
+        let _ = writeln!(out, "<details><summary>{} note{many}</summary>", notes.len());
         kinds_table(out, notes);
         out.push_str("</details>\n");
     }
