@@ -20,7 +20,7 @@ from onnx.reference import ReferenceEvaluator
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "scripts"))
 import onnxdata
 
-VERSION = 3
+VERSION = 4
 """Raised when the tests change; part of the stamp."""
 
 
@@ -486,6 +486,12 @@ def versions(c):
           ' y = Conv<auto_pad = "SAME_UPPER", strides = [2, 2]>(x, w)'
           ' z = Conv<auto_pad = "SAME_LOWER", strides = [2, 3]>(x, w) }',
           *({"x": normal(s, 2, 2, s, s + 3)} for s in (4, 5, 6)), weights={"w": normal(2, 3, 2, 3, 3)})
+    c.add("conv_of_one_column", "g (float[N, H, 1, 24] x) => (float[N, A, 1, 40] y, float[N, B, 1, 24] d) {"
+          " t = Transpose<perm = [0, 3, 1, 2]>(x) c = Conv<strides = [2, 1], pads = [1, 0, 3, 0]>(t, w)"
+          " r = Relu(c) y = Transpose<perm = [0, 2, 3, 1]>(r)"
+          " e = Conv<group = 24, dilations = [2, 1]>(t, u) d = Transpose<perm = [0, 2, 3, 1]>(e) }",
+          *({"x": normal(s, 2, s, 1, 24)} for s in (9, 57, 200)),
+          weights={"w": normal(2, 40, 24, 5, 1), "u": normal(3, 24, 1, 3, 1)})
     c.add("einsum_broadcast", 'g (float[N, K, 3] a, float[K, 3, 4] b) => (float[N, K, 4] y) {'
           ' y = Einsum<equation = "...ij,ijk->...ik">(a, b) }', {"a": normal(1, 2, 5, 3), "b": normal(2, 5, 3, 4)})
     c.add("gemm_forms", "g (float[3, N] a, float[4, 3] b, float[1] c) => (float[N, 4] y) {"

@@ -1,6 +1,6 @@
 //! Convolutions with the elementwise operations that follow; those with one input channel a group put vectors along the channels.
 
-use tongtu_graph::{ConvRole, ConvSpec, Op, ValueId};
+use tongtu_graph::{ConvRole, ConvSpec, Node, Op, ValueId};
 use tongtu_tensor::DType;
 use tongtu_tensor::dim::Dim;
 use tongtu_tile::{Access, Val};
@@ -51,6 +51,8 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
             "spread input elements are rewritten before schedules",
         ));
     }
+    let turned = turned(r, node, spec);
+    let spec = turned.as_ref().unwrap_or(spec);
     let mut c = Conv {
         spec,
         input: node.inputs[0],
@@ -71,6 +73,32 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
         Some(_) => super::block::conv(r, &c),
         None => super::direct::schedule(r, &c),
     }
+}
+
+/// The same convolution with its last spatial dim exchanged for another, where it is a single column and others are not: schedules run
+/// along the last one.
+fn turned(r: &Request<'_>, node: &Node, spec: &ConvSpec) -> Option<ConvSpec> {
+    let last = spec.rank().checked_sub(1)?;
+    let (input, kernel) = (r.graph.dims(node.inputs[0]), r.graph.dims(node.inputs[1]));
+    let single = |s: usize| {
+        let is_one = |dims: &[Dim], roles| dims[Conv::at(roles, ConvRole::S(s))].as_const() == Some(1);
+        let (low, high) = &spec.pads[s];
+        is_one(input, &spec.input) && is_one(kernel, &spec.kernel) && *low == 0 && *high == 0
+    };
+    let channels_last = spec.input.last() == Some(&ConvRole::C);
+    let other = (0..last).rev().find(|&s| !single(s)).filter(|_| single(last) && channels_last)?;
+    let mut t = spec.clone();
+    for role in [&mut t.input, &mut t.kernel, &mut t.output].into_iter().flatten() {
+        match *role {
+            ConvRole::S(s) if s == last => *role = ConvRole::S(other),
+            ConvRole::S(s) if s == other => *role = ConvRole::S(last),
+            _ => {}
+        }
+    }
+    t.strides.swap(last, other);
+    t.pads.swap(last, other);
+    t.dilation.swap(last, other);
+    Some(t)
 }
 
 /// One input channel a group: vectors along the channels. A tile of neighbouring outputs loads the columns that it needs once for
