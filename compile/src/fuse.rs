@@ -292,10 +292,10 @@ impl<'a> Grower<'a> {
         }
     }
 
-    /// Whether a value is the left operand of a contraction rounded to bf16, which the kernel does as it copies rows.
+    /// Whether a value is the left operand of a contraction or convolution rounded to bf16, which the kernel does as it copies rows.
     fn narrows(&self, v: ValueId) -> bool {
         let Some(node) = self.defs[v.index()].map(|n| &self.graph.nodes[n]) else { return false };
-        let contract = |n: usize| matches!(&self.graph.nodes[n].op, Op::Contract { .. } if self.graph.nodes[n].inputs[0] == v);
+        let contract = |n: usize| matches!(&self.graph.nodes[n].op, Op::Contract { .. } | Op::Conv { .. } if self.graph.nodes[n].inputs[0] == v);
         matches!(node.op, Op::Cast { to: DType::BF16, .. })
             && self.graph.dtype(node.inputs[0]) == DType::F32
             && self.uses[v.index()].iter().all(|&u| contract(u))
@@ -440,7 +440,9 @@ impl<'a> Grower<'a> {
         }
         // Anchors read their operands from memory; a convolution's padding is zero, whatever computes its input.
         let read = |a: usize| self.graph.nodes[a].inputs.contains(&v);
-        if self.anchor.is_some_and(|a| read(a) && matches!(self.graph.nodes[a].op, Op::Conv { .. })) {
+        if self.anchor.is_some_and(|a| read(a) && matches!(self.graph.nodes[a].op, Op::Conv { .. }))
+            && !self.narrows(v)
+        {
             return false;
         }
         if self.duplicable(n) || self.anchor.is_some_and(read) && self.narrows(v) {

@@ -24,6 +24,7 @@ pub use error::Error;
 use tongtu_chip::Chip;
 use tongtu_graph::Module;
 use tongtu_plan::{Compiler, Plan};
+use tongtu_tensor::DType;
 
 /// A chip and what compiles for it.
 #[derive(Clone, Copy)]
@@ -41,6 +42,15 @@ pub struct Options {
     pub passes: passes::Options,
 }
 
+impl Options {
+    /// Settings of the graph passes for a chip.
+    fn on(&self, chip: &Chip) -> passes::Options {
+        let machine = schedule::Machine::of(chip);
+        let bytes = machine.scratch.is_none() && machine.unit(DType::U8, DType::I8, DType::I32).is_some();
+        passes::Options { integers: self.passes.integers || bytes, ..self.passes.clone() }
+    }
+}
+
 /// What [`compile`] would make, without reading constants: see [`plan::outline`].
 ///
 /// # Errors
@@ -51,7 +61,7 @@ pub fn outline(
     chip: &Chip,
     options: &Options,
 ) -> Result<(Plan, Vec<Error>), Error> {
-    let module = passes::prepare(module, &options.passes)?;
+    let module = passes::prepare(module, &options.on(chip))?;
     plan::outline(&module, Target { chip, compiler })
 }
 
@@ -66,7 +76,7 @@ pub fn compile(
     chip: &Chip,
     options: &Options,
 ) -> Result<Plan, Error> {
-    let module = passes::prepare(module, &options.passes)?;
+    let module = passes::prepare(module, &options.on(chip))?;
     plan::lower(module, &[Target { chip, compiler }])
 }
 
@@ -80,6 +90,6 @@ pub fn compile_with_host(
     host: Target<'_>,
     options: &Options,
 ) -> Result<Plan, Error> {
-    let module = passes::prepare(module, &options.passes)?;
+    let module = passes::prepare(module, &options.on(chip.chip))?;
     plan::lower(module, &[chip, host])
 }

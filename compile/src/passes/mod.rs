@@ -24,6 +24,7 @@ mod linear;
 mod movement;
 mod narrow;
 mod precision;
+mod quantised;
 mod rewrite;
 mod stats;
 mod strided;
@@ -50,11 +51,20 @@ pub struct Options {
     pub channels_last: bool,
     /// What products with constants are computed in.
     pub precision: Precision,
+    /// Whether `f32` products of dequantised bytes become products of the bytes, which machines with a matrix unit for bytes are
+    /// faster at.
+    pub integers: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { keep: Vec::new(), fold_limit: 1 << 20, channels_last: true, precision: Precision::F32 }
+        Options {
+            keep: Vec::new(),
+            fold_limit: 1 << 20,
+            channels_last: true,
+            precision: Precision::F32,
+            integers: false,
+        }
     }
 }
 
@@ -65,9 +75,10 @@ const SIMPLIFY: &[Rule] =
     &[fold::rule, control::rule, elementwise::rule, arith::rule, movement::rule, narrow::rule, linear::rule];
 
 /// Rules for the form that kernels are made from; `fold` and `layout` take more or less.
-const fn kernel_form(fold: Rule, layout: Rule) -> [Rule; 11] {
+const fn kernel_form(fold: Rule, layout: Rule) -> [Rule; 12] {
     [
         control::rule,
+        quantised::rule,
         movement::rule,
         fold,
         elementwise::rule,
@@ -94,6 +105,7 @@ pub fn prepare(module: Module, options: &Options) -> Result<Module, GraphError> 
     if let Some(first) = tongtu_graph::verify(&module).err().and_then(|all| all.into_iter().next()) {
         return Err(first);
     }
+    let module = if options.integers { quantised::integers(module)? } else { module };
     let module = Module {
         graph: dce(&inline(&module.graph, &options.keep), &module.symbols),
         symbols: module.symbols,

@@ -12,6 +12,9 @@ use super::{Pack, Request, Scheduled, delinear, multiple, product};
 use crate::emit::{CAST, Coord, Emitter, zero_of};
 use crate::error::Error;
 
+/// Most products of two bytes whose sum, and all on the way to it, are whole numbers of `f32`.
+const EXACT: i64 = 1 << 8;
+
 /// A convolution and its operands.
 pub(super) struct Conv<'a> {
     pub spec: &'a ConvSpec,
@@ -32,6 +35,15 @@ impl Conv<'_> {
     }
     pub fn output_dim<'g>(&self, r: &Request<'g>, role: ConvRole) -> &'g Dim {
         &r.graph.dims(self.out)[Self::at(&self.spec.output, role)]
+    }
+    /// Whether sums of integers are exact in `f32`: few products of bytes, on machines that add up vectors.
+    fn fits_f32(&self, r: &Request<'_>) -> bool {
+        let byte = |v: ValueId| r.graph.dtype(v).is_int() && r.graph.dtype(v).bits() == 8;
+        let summed = |role: &ConvRole| *role != ConvRole::N;
+        let dims = self.spec.kernel.iter().zip(r.graph.dims(self.kernel)).filter(|(role, _)| summed(role));
+        let count = dims.map(|d| d.1.as_const()).try_fold(1i64, |n, d| n.checked_mul(d?));
+        let whole = byte(self.input) && byte(self.kernel) && self.acc == DType::I32;
+        whole && r.machine.scratch.is_none() && count.is_some_and(|n| n <= EXACT)
     }
     pub fn kernel_dim<'g>(&self, r: &Request<'g>, role: ConvRole) -> &'g Dim {
         &r.graph.dims(self.kernel)[Self::at(&self.spec.kernel, role)]
@@ -64,6 +76,12 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
     for s in 0..spec.rank() {
         let t = c.kernel_dim(r, ConvRole::S(s)).as_const();
         c.taps.push(t.ok_or_else(|| Error::unsupported("conv", r.loc, "a kernel of unknown lengths"))?);
+    }
+    if let (Some(u), None) = (super::matrix::unit(r, &c), r.machine.scratch) {
+        return super::matrix::schedule(r, &c, u);
+    }
+    if c.fits_f32(r) {
+        c.acc = DType::F32;
     }
     let ic = c.kernel_dim(r, ConvRole::C).as_const();
     if ic == Some(1) && spec.groups > 1 && c.kernel_dim(r, ConvRole::N).as_const() == Some(spec.groups) {

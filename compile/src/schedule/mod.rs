@@ -10,6 +10,7 @@ mod conv;
 mod direct;
 mod epilogue;
 mod map;
+mod matrix;
 mod order;
 mod pack;
 mod reduce;

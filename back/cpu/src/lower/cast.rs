@@ -189,18 +189,20 @@ impl Fun<'_> {
         let reg = if from == DType::F64 { Reg::F64 } else { Reg::F32 };
         let (fty, target) = (reg.ty(n), Reg::of(to));
         if mode.overflow == Overflow::Saturate {
-            let name = if to.is_signed() { "sat" } else { "unsat" };
-            let x = if to.bits() < 8 {
-                // Clamp first: the register is wider than the type.
+            if to.bits() <= 16 {
+                // Clamped as a float, in as many instructions as there are steps here; NaN becomes zero.
                 let (lo, hi) = (to.min_value().to_f64(), to.max_value().to_f64());
                 let above = self.cmp("fcmp ogt", &fty, &x, &real(reg, hi, n));
-                let x = self.choose(n, &above, &fty, &real(reg, hi, n), &x);
-                let below = self.cmp("fcmp olt", &fty, &x, &real(reg, lo, n));
-                self.choose(n, &below, &fty, &real(reg, lo, n), &x)
-            } else {
-                x
-            };
-            let op = if name == "sat" { "fptosi" } else { "fptoui" };
+                let y = self.choose(n, &above, &fty, &real(reg, hi, n), &x);
+                let below = self.cmp("fcmp olt", &fty, &y, &real(reg, lo, n));
+                let y = self.choose(n, &below, &fty, &real(reg, lo, n), &y);
+                let nan = self.cmp("fcmp uno", &fty, &x, &x);
+                let y = self.choose(n, &nan, &fty, &real(reg, 0.0, n), &y);
+                let wide = Reg::I32.ty(n);
+                let y = self.conv("fptosi", &fty, &y, &wide);
+                return Ok(self.conv("trunc", &wide, &y, &target.ty(n)));
+            }
+            let op = if to.is_signed() { "fptosi" } else { "fptoui" };
             let ity = target.ty(n);
             let name = format!("llvm.{op}.sat.{}.{}", target.suffix(n), reg.suffix(n));
             return Ok(self.call(&ity, &name, &[(&fty, &x)]));

@@ -379,6 +379,17 @@ impl Fun<'_> {
                 return Ok(());
             }
         }
+        if self.wanted[result.index()] == Layout::Squares
+            && !masked
+            && a.checked.is_empty()
+            && let Some(direct) = self.direct(&mut a, 1)
+        {
+            let shape = map.shape();
+            let parts = self.load_squares(&shape, &direct);
+            self.values[result.index()] =
+                Some(Value::Tile(Tile { dtype, shape, layout: Layout::Squares, parts }));
+            return Ok(());
+        }
         let count = a.geo.parts();
         let single = count == 1 && a.geo.chunk(0).width == 1;
         let parts = if a.checked.is_empty() && !masked {

@@ -152,6 +152,19 @@ impl Fun<'_> {
         Ok(out)
     }
 
+    /// An accumulator's squares from rows in memory.
+    pub(super) fn load_squares(&mut self, shape: &[usize], from: &Direct) -> Vec<V> {
+        let cols = shape[1] / 16;
+        (0..squares(shape))
+            .map(|at| {
+                let down = self.imul(&from.stride, &(16 * (at / cols)).to_string().into());
+                let down = self.iadd(&down, &(64 * (at % cols)).to_string().into());
+                let ptr = self.offset(&from.ptr, &down);
+                self.square_load(16.min(shape[0] - at / cols * 16), &ptr, &from.stride)
+            })
+            .collect()
+    }
+
     /// Stores an accumulator's squares to rows in memory.
     pub(super) fn store_squares(&mut self, tile: &Tile, to: &Direct) {
         let cols = tile.shape[1] / 16;
