@@ -610,7 +610,8 @@ fn grow(
     Group { kind, graph: body, inputs, outputs: node.outputs.clone(), loc: node.loc.clone(), name }
 }
 
-/// Most steps of the sum that makes an element of attention's rows: a block of queries is kept near.
+/// Most steps of the sum that makes an element of attention's rows, and most columns that rows are multiplied by: a block of queries is
+/// kept near, and every register tile of it reads all of the right operands.
 const MAX_HEAD: i64 = 512;
 
 /// The operations that make the left operand of a contraction row by row from another contraction, if they are a group
@@ -645,8 +646,12 @@ fn rows_before<'a>(outer: &Grower<'a>, product: usize) -> Option<Grower<'a>> {
         return None;
     }
     let head = graph.dims(q)[over[0].0].as_const()?;
+    let shared = |d: &usize| batch.iter().chain(sums).any(|p| p.1 == *d);
+    let columns = (0..graph.dims(v).len()).find(|d| !shared(d)).map(|d| &graph.dims(v)[d])?.as_const()?;
     let in_memory = |v: ValueId| outer.defs[v.index()].is_none_or(|n| !g.members[n] && !outer.members[n]);
-    let fits = head <= MAX_HEAD && [q, k, v].into_iter().all(in_memory) && outer.count + g.count <= MAX_NODES;
+    let fits = head.max(columns) <= MAX_HEAD
+        && [q, k, v].into_iter().all(in_memory)
+        && outer.count + g.count <= MAX_NODES;
     fits.then_some(g)
 }
 
