@@ -263,7 +263,8 @@ impl<'a> Grower<'a> {
                 for (k, &v) in node.inputs.iter().enumerate() {
                     let closed = self.anchor == Some(n);
                     let read = closed || (gathers && k == 0);
-                    if read && !self.is_splat(v) && !(closed && k == 0 && self.narrows(v)) {
+                    let copied = closed && (k == 0 && self.narrows(v) || k == 1 && self.decodes(v));
+                    if read && !self.is_splat(v) && !copied {
                         continue;
                     }
                     if inputs_of(self).len() < MAX_INPUTS && self.absorbs(v) {
@@ -299,6 +300,34 @@ impl<'a> Grower<'a> {
         matches!(node.op, Op::Cast { to: DType::BF16, .. })
             && self.graph.dtype(node.inputs[0]) == DType::F32
             && self.uses[v.index()].iter().all(|&u| contract(u))
+    }
+
+    /// Whether a value is the right operand of a contraction made from numbers of few bits in bytes, elementwise: it takes many times
+    /// their memory.
+    fn decodes(&self, v: ValueId) -> bool {
+        let alone = |v: ValueId| !self.needed[v.index()] && self.uses[v.index()].len() == 1;
+        let user = |v: ValueId| self.uses[v.index()].first().map(|&u| &self.graph.nodes[u]);
+        let right =
+            user(v).is_some_and(|n| matches!(n.op, Op::Contract { .. }) && n.inputs.get(1) == Some(&v));
+        let mut at = v;
+        while right && self.in_memory_last(v) && alone(at) {
+            let Some(node) = self.defs[at.index()].map(|n| &self.graph.nodes[n]) else { return false };
+            match &node.op {
+                Op::Binary(Binary::Shr) => return self.graph.dtype(at).bits() == 8,
+                Op::Binary(_) | Op::Cast { .. } if !expensive(&node.op) => at = node.inputs[0],
+                _ => return false,
+            }
+        }
+        false
+    }
+
+    /// Whether the last dim of the right operand of a contraction is a dim of the result.
+    fn in_memory_last(&self, v: ValueId) -> bool {
+        let last = self.graph.dims(v).len().wrapping_sub(1);
+        self.uses[v.index()].iter().all(|&u| match &self.graph.nodes[u].op {
+            Op::Contract { batch, over, .. } => !batch.iter().chain(over).any(|p| p.1 == last),
+            _ => false,
+        })
     }
 
     /// Cheap enough to be computed again in every group that uses it.
@@ -445,7 +474,7 @@ impl<'a> Grower<'a> {
         {
             return false;
         }
-        if self.duplicable(n) || self.anchor.is_some_and(read) && self.narrows(v) {
+        if self.duplicable(n) || self.anchor.is_some_and(read) && (self.narrows(v) || self.decodes(v)) {
             return true;
         }
         let alone =

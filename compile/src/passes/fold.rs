@@ -64,7 +64,9 @@ pub(super) fn rule(rw: &mut Rewriter<'_>, op: &Op, inputs: &[ValueId]) -> Rewrit
     });
     let Some(bytes) = bytes else { return Ok(None) };
     let small = bytes <= rw.options.fold_limit.saturating_mul(4);
-    if !small && bytes > stored.saturating_mul(GROWTH) {
+    // A shift takes numbers of few bits out of bytes, which kernels do as they read them.
+    let spreads = matches!(op, Op::Binary(Binary::Shr));
+    if !small && (spreads || bytes > stored.saturating_mul(GROWTH)) {
         return Ok(None);
     }
     if inputs.iter().any(|&v| is_absent(rw, v)) {
