@@ -225,11 +225,12 @@ class Variant:
 VARIANTS = [
     Variant("minilm-l6-fused", "minilm-l6", variants.fused),
     Variant("minilm-l6-fp16", "minilm-l6", variants.half, rtol=1e-2, atol=5e-2),
-    Variant("minilm-l6-int8", "minilm-l6", variants.dynamic_int8, rtol=1e-2, atol=2e-1),
+    Variant("minilm-l6-int8", "minilm-l6", variants.dynamic_int8, rtol=1e-2, atol=3e-1),
     Variant("minilm-l6-int4", "minilm-l6", variants.four_bit, rtol=1e-2, atol=1e-2),
     Variant("ppocr-cls-int8", "ppocr-cls", variants.static_int8, rtol=1e-2, atol=1e-1),
 ]
-"""Their tolerances allow for roundings that may fall either way; `bench/run.py` and the tests read them."""
+"""Their tolerances allow for roundings that may fall either way (with its weights changed by 1e-7, ONNX Runtime's own results of
+minilm-l6-int8 move by up to 0.2); `bench/run.py` and the tests read them."""
 
 
 def download(package, packages):
