@@ -191,6 +191,77 @@ fn products_with_constants_are_rounded_where_asked() {
 }
 
 #[test]
+fn products_of_dequantised_bytes_are_of_integers() {
+    use tongtu_graph::composite::Granularity;
+    let byte = |b: &mut Builder<'_>, d: DType, z: i64| b.scalar(d, Num::from(z)).unwrap();
+    let bytes = |b: &mut Builder<'_>, d: DType, shape: &[usize], z: i64| {
+        let t = Tensor::from_fn(d, shape, |i| Num::from((i as i64 * 29 + 5) % 101 - 50 + z)).unwrap();
+        b.constant(t).unwrap()
+    };
+    let scales = |b: &mut Builder<'_>, n: usize| {
+        b.constant(Tensor::from_fn(DType::F32, &[n], |i| Num::Float([0.5, 0.25, 2.0][i % 3])).unwrap())
+            .unwrap()
+    };
+    for (d, z) in [(DType::U8, 128), (DType::I8, 0)] {
+        let m = module(&[&[0, 6], &[0, 4, 5, 5]], |b, x| {
+            let around = |b: &mut Builder<'_>, v: ValueId| {
+                let (s, zero) = (b.scalar(DType::F32, Num::Float(0.5)).unwrap(), byte(b, DType::U8, 7));
+                let q = b.quantize(v, s, Some(zero), DType::U8, Granularity::Tensor, true).unwrap();
+                b.dequantize(q, s, Some(zero), DType::F32, Granularity::Tensor).unwrap()
+            };
+            let (w, s) = (bytes(b, d, &[9, 6], z), scales(b, 9));
+            let zeros = b.constant(Tensor::from_fn(d, &[9], |_| Num::from(z)).unwrap()).unwrap();
+            let w = b.dequantize(w, s, Some(zeros), DType::F32, Granularity::Axis(0)).unwrap();
+            let w = b.permute(w, &[1, 0]).unwrap();
+            let left = around(b, x[0]);
+            let y = b.contract(left, w, &[], &[(1, 0)], DType::F32).unwrap();
+            let (k, s) = (bytes(b, d, &[3, 4, 3, 3], z), scales(b, 3));
+            let zeros = b.constant(Tensor::from_fn(d, &[3], |_| Num::from(z)).unwrap()).unwrap();
+            let k = b.dequantize(k, s, Some(zeros), DType::F32, Granularity::Axis(0)).unwrap();
+            let picture = around(b, x[1]);
+            vec![y, b.conv(picture, k, ConvSpec::nchw(2), DType::F32).unwrap()]
+        });
+        let p = prepare(m.clone(), &Options { integers: true, ..Options::default() }).unwrap();
+        verify(&p).unwrap();
+        let whole = |n: &tongtu_graph::Node| match n.op {
+            Op::Contract { acc, .. } | Op::Conv { acc, .. } => Some(acc == DType::I32),
+            _ => None,
+        };
+        assert_eq!(p.graph.nodes.iter().filter_map(whole).collect::<Vec<_>>(), [true, true], "{p}");
+        // Scales are powers of two and sums are small: products of floats are exact, too.
+        let inputs = inputs(&m, 3);
+        let (want, have) = (eval::run_tensors(&m, &inputs).unwrap(), eval::run_tensors(&p, &inputs).unwrap());
+        for (w, h) in want.iter().zip(&have) {
+            assert!(w.iter().eq(h.iter()), "{p}");
+        }
+    }
+}
+
+proptest! {
+    /// The reciprocal of a scale in its place gives the same bytes, ties and values without an end among them.
+    #[test]
+    fn bytes_are_those_of_the_quotient(scale in 1e-6f32..1e3, zero in -128i64..128, steps in prop::collection::vec(-600i32..600, 32)) {
+        use tongtu_graph::composite::Granularity;
+        let m = module(&[&[0, 40]], |b, x| {
+            let s = b.scalar(DType::F32, Num::Float(scale.into())).unwrap();
+            let z = b.scalar(DType::I8, Num::from(zero)).unwrap();
+            vec![b.quantize(x[0], s, Some(z), DType::I8, Granularity::Tensor, true).unwrap()]
+        });
+        let p = prepare(m.clone(), &Options { integers: true, ..Options::default() }).unwrap();
+        verify(&p).unwrap();
+        let special = [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::MAX, f32::MIN_POSITIVE, 1e-45];
+        let value = |i: usize| match steps.get(i) {
+            // About half of a step, where the whole number changes.
+            Some(k) => (*k as f32 / 2.0 * scale).next_up(),
+            None => special[i - steps.len()],
+        };
+        let x = Tensor::from_fn(DType::F32, &[1, 40], |i| Num::Float(value(i).into())).unwrap();
+        let (want, have) = (eval::run_tensors(&m, std::slice::from_ref(&x)).unwrap(), eval::run_tensors(&p, &[x]).unwrap());
+        prop_assert!(want[0].iter().eq(have[0].iter()), "{p}");
+    }
+}
+
+#[test]
 fn squeeze_and_excite_stays_channels_last() {
     let m = module(&[&[0, 4, 6, 6]], |b, x| {
         let y = conv3(b, x[0], 4, 1);

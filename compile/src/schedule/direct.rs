@@ -13,7 +13,7 @@ use tongtu_tile::{Access, Factor, TileMap, Val};
 use super::contract::CACHE_LINE;
 use super::conv::Conv;
 use super::epilogue::{epilogue, epilogue_view, heavy_epilogue};
-use super::taps::cut;
+use super::taps::{Window, cut};
 use super::tiles::{compute_type, register_tile};
 use super::{Pack, Request, Scheduled, blocks, delinear, product};
 use crate::emit::{CAST, Coord, Emitter, zero_of};
@@ -33,38 +33,6 @@ const PUSH: i64 = 64;
 const PREFETCHED: i64 = 32;
 /// Instances that there should be at least, so that several threads have work.
 const INSTANCES: i64 = 8;
-
-/// Cuts of one spatial dim of the input as it lies in scratch.
-#[derive(Clone, Copy)]
-struct Window {
-    /// Kernel length.
-    taps: i64,
-    /// Scratch positions from one tap to the next.
-    dilation: i64,
-    /// Scratch positions from one output to the next.
-    step: i64,
-    /// Input positions from one scratch position to the next: with one tap, only what it meets is copied.
-    jump: i64,
-}
-
-impl Window {
-    fn new(taps: i64, stride: i64, dilation: i64) -> Window {
-        let (step, jump) = if taps == 1 { (1, stride) } else { (stride, 1) };
-        Window { taps, dilation, step, jump }
-    }
-    /// Scratch positions beyond `n` steps that the last output reads.
-    fn rest(&self) -> i64 {
-        (self.taps - 1) * self.dilation + 1 - self.step
-    }
-    /// Scratch positions that `n` outputs read.
-    fn span(&self, n: i64) -> i64 {
-        n * self.step + self.rest()
-    }
-    fn span_of(&self, e: &mut Emitter<'_>, n: Val) -> Result<Val, Error> {
-        let far = e.b.mul_int(n, self.step)?;
-        Ok(e.b.add_int(far, self.rest())?)
-    }
-}
 
 /// Runs `body` for all positions of nested loops of these lengths.
 fn nest(e: &mut Emitter<'_>, lens: &[Val], at: &mut Vec<Val>, body: &mut Nested<'_>) -> Result<(), Error> {

@@ -13,6 +13,7 @@ use tongtu_tile::{Access, Factor, TileMap, Val};
 use super::contract::CACHE_LINE;
 use super::conv::Conv;
 use super::epilogue::{epilogue_of, epilogue_view};
+use super::taps::Window;
 use super::tiles::compute_type;
 use super::{Pack, Request, Scheduled, Unit, blocks, delinear, product};
 use crate::emit::{CAST, Coord, Emitter, zero_of};
@@ -54,32 +55,6 @@ pub fn unit(r: &Request<'_>, c: &Conv<'_>) -> Option<Unit> {
     fits.then_some(u)
 }
 
-/// One spatial dim: taps, and the distances of taps, outputs and copied positions.
-#[derive(Clone, Copy)]
-struct Window {
-    taps: i64,
-    dilation: i64,
-    /// Copied positions from one output to the next.
-    step: i64,
-    /// Input positions from one copied position to the next: with one tap, only what it meets is copied.
-    jump: i64,
-}
-
-impl Window {
-    fn new(taps: i64, stride: i64, dilation: i64) -> Window {
-        let (step, jump) = if taps == 1 { (1, stride) } else { (stride, 1) };
-        Window { taps, dilation, step, jump }
-    }
-    /// Copied positions beyond `n` steps that `n` outputs read.
-    fn rest(&self) -> i64 {
-        ((self.taps - 1) * self.dilation + 1 - self.step).max(0)
-    }
-    /// Outputs whose steps cover the positions that `n` outputs read.
-    fn outputs(&self, n: &Dim) -> Dim {
-        n + (self.rest() + self.step - 1) / self.step
-    }
-}
-
 /// The schedule of a convolution and what follows it.
 pub fn schedule(r: &Request<'_>, c: &Conv<'_>, u: Unit) -> Result<Scheduled, Error> {
     let g = r.graph;
@@ -97,7 +72,7 @@ pub fn schedule(r: &Request<'_>, c: &Conv<'_>, u: Unit) -> Result<Scheduled, Err
     let side = 4 / bytes;
     let (height, width) = (2 * u.shape[0], 2 * u.shape[1]);
     let channels = (ic as usize).next_multiple_of(depth);
-    let one_dim = Window { taps: 1, dilation: 1, step: 1, jump: 1 };
+    let one_dim = Window::new(1, 1, 1);
     let window = |s: usize| Window::new(c.taps[s], spec.strides[s], spec.dilation[s]);
     let (down, along) = if last == 0 { (one_dim, window(0)) } else { (window(0), window(1)) };
     // Elements from one position to the next.
@@ -110,12 +85,13 @@ pub fn schedule(r: &Request<'_>, c: &Conv<'_>, u: Unit) -> Result<Scheduled, Err
     let out_height = if last == 0 { one.clone() } else { c.output_dim(r, ConvRole::S(0)).clone() };
     let position = along.step * pitch * bytes as i64;
     let planes = down.step;
-    let more_lines = (down.rest() + down.step - 1) / down.step;
-    let more_columns = (along.rest() + along.step - 1) / along.step;
+    // Outputs beyond the last whose steps cover what the last reads.
+    let more = |w: Window| (w.rest().max(0) + w.step - 1) / w.step;
+    let (more_lines, more_columns) = (more(down), more(along));
     let budget = ROWS_BYTES / position;
     let most_columns = (budget / (planes * (more_lines + 1)) - more_columns).clamp(1, MAX_COLUMNS);
     let columns = out_width.min(&Dim::from(most_columns)).max(&one);
-    let line = along.outputs(&columns);
+    let line = &columns + more_columns;
     let lines = Dim::from(budget / planes).floordiv(&line).max(&Dim::from(more_lines + 1));
     let rows = (&lines - &Dim::from(more_lines)).max(&one);
     let col_blocks = out_width.ceildiv(&columns);
@@ -198,12 +174,8 @@ pub fn schedule(r: &Request<'_>, c: &Conv<'_>, u: Unit) -> Result<Scheduled, Err
     };
     let first_row = origin(&mut e, row0, (last > 0).then_some(0))?;
     let first_column = origin(&mut e, col0, Some(last))?;
-    let covered = |e: &mut Emitter<'_>, n: Val, w: Window| -> Result<Val, Error> {
-        let far = e.b.mul_int(n, w.step)?;
-        Ok(e.b.add_int(far, (w.taps - 1) * w.dilation + 1 - w.step)?)
-    };
-    let need_lines = covered(&mut e, count_rows, down)?;
-    let need_columns = covered(&mut e, count_columns, along)?;
+    let need_lines = down.span_of(&mut e, count_rows)?;
+    let need_columns = along.span_of(&mut e, count_columns)?;
     // Copied columns that are inside the input.
     let below = e.b.sub(zero, first_column)?;
     let below = e.b.max(below, zero)?;

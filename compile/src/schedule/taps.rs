@@ -6,6 +6,40 @@ use tongtu_tile::Val;
 use crate::emit::Emitter;
 use crate::error::Error;
 
+/// Cuts of one spatial dim of the input as it lies in scratch.
+#[derive(Clone, Copy)]
+pub struct Window {
+    /// Kernel length.
+    pub taps: i64,
+    /// Scratch positions from one tap to the next.
+    pub dilation: i64,
+    /// Scratch positions from one output to the next.
+    pub step: i64,
+    /// Input positions from one scratch position to the next: with one tap, only what it meets is copied.
+    pub jump: i64,
+}
+
+impl Window {
+    /// The window of taps with a stride and a dilation.
+    pub fn new(taps: i64, stride: i64, dilation: i64) -> Window {
+        let (step, jump) = if taps == 1 { (1, stride) } else { (stride, 1) };
+        Window { taps, dilation, step, jump }
+    }
+    /// Scratch positions beyond `n` steps that the last output reads.
+    pub fn rest(&self) -> i64 {
+        (self.taps - 1) * self.dilation + 1 - self.step
+    }
+    /// Scratch positions that `n` outputs read.
+    pub fn span(&self, n: i64) -> i64 {
+        n * self.step + self.rest()
+    }
+    /// Scratch positions that `n` outputs read.
+    pub fn span_of(&self, e: &mut Emitter<'_>, n: Val) -> Result<Val, Error> {
+        let far = e.b.mul_int(n, self.step)?;
+        Ok(e.b.add_int(far, self.rest())?)
+    }
+}
+
 /// The taps of windows along one dim.
 pub struct TapLine<'a> {
     /// How many there are.
