@@ -160,6 +160,8 @@ pub fn child(args: &BenchArgs) -> Done {
             samples.push(ms(start));
         }
     }
+    // Counting takes memory of its own.
+    let (memory, peak_rss_bytes) = (context.memory(), peak_rss());
     let flops = match args.first {
         true => None,
         false => Some(session.profile(&named)?.1.groups().iter().map(|g| g.flops).sum::<u64>()),
@@ -185,8 +187,8 @@ pub fn child(args: &BenchArgs) -> Done {
         "flops": flops,
         "start_ms": start_ms,
         "first_run_ms": first_run_ms,
-        "peak_rss_bytes": peak_rss(),
-        "memory": context.memory(),
+        "peak_rss_bytes": peak_rss_bytes,
+        "memory": memory,
     }));
     Ok(0)
 }
