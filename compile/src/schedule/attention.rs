@@ -2,7 +2,8 @@
 //!
 //! For each register tile of queries the products with all keys go to rows in memory of the instance's own, the operations
 //! between the contractions run along these rows in place, and the products with the values follow. Nothing is assumed
-//! of what lies between but that it goes along rows: softmax with or without masks, caps and biases is one case.
+//! of what lies between but that it goes along rows: softmax with or without masks, caps and biases is one case,
+//! in which what the terms add up to divides the results.
 
 use tongtu_graph::{Graph, Op, ValueId};
 use tongtu_tensor::dim::Dim;
