@@ -1,4 +1,4 @@
-//! Products of dequantised bytes as products of the bytes.
+//! Products of dequantised numbers: of bytes as products of the bytes, of 4 bits in a layout that kernels decode as they read it.
 //!
 //! `Σ (x - z) s · (w - v) t` is `s t Σ (x - z)(w - v)`: the sum of integers is exact, and is rounded once.
 
@@ -6,7 +6,7 @@ use tongtu_graph::op::AttrValue;
 use tongtu_graph::{Builder, ConvRole, Graph, GraphError, Module, Node, Op, ValueId};
 use tongtu_tensor::dim::Dim;
 use tongtu_tensor::scalar::{Binary, Compare, Unary};
-use tongtu_tensor::{DType, Num, Overflow};
+use tongtu_tensor::{DType, Num, Overflow, Tensor};
 
 use super::rewrite::{Rewriter, Rewritten};
 
@@ -15,9 +15,20 @@ const MOST: i64 = 1 << 15;
 /// Most reshapes and permutations between dequantising and a product.
 const MOVES: usize = 4;
 
-/// Contractions and convolutions in `f32` of two dequantised operands, of which the right one is constant, as such of 32-bit integers
-/// whose sums are scaled.
-pub(super) fn integers(mut module: Module) -> Result<Module, GraphError> {
+/// What a value of the old graph is in the new one.
+type Renamed<'a> = dyn Fn(ValueId) -> ValueId + 'a;
+
+/// Rebuilds a graph node by node: `rule` gives what takes the place of a node's only result, or nothing.
+fn rebuild(
+    mut module: Module,
+    rule: impl Fn(
+        &mut Builder<'_>,
+        &Graph,
+        &[Option<usize>],
+        &Node,
+        &Renamed<'_>,
+    ) -> Result<Option<ValueId>, GraphError>,
+) -> Result<Module, GraphError> {
     let old = module.graph;
     let mut g = Graph {
         name: old.name.clone(),
@@ -30,18 +41,30 @@ pub(super) fn integers(mut module: Module) -> Result<Module, GraphError> {
     let defs = old.definitions();
     let mut renamed: Vec<Option<ValueId>> = vec![None; old.values.len()];
     for node in &old.nodes {
-        let inputs: Vec<ValueId> = node.inputs.iter().map(|v| renamed[v.index()].unwrap_or(*v)).collect();
-        let Some((x, w)) = product(&old, &defs, node) else {
-            g.nodes.push(Node { inputs, ..node.clone() });
-            continue;
-        };
+        let new = |v: ValueId| renamed[v.index()].unwrap_or(v);
         let mut b = Builder::new(&mut g, &mut module.symbols);
         b.loc = node.loc.clone();
-        let new = |v: ValueId| renamed[v.index()].unwrap_or(v);
-        let operands = [x.difference(&mut b, new)?, w.difference(&mut b, new)?];
+        match rule(&mut b, &old, &defs, node, &new)? {
+            Some(result) => renamed[node.outputs[0].index()] = Some(result),
+            None => {
+                let inputs = node.inputs.iter().map(|&v| new(v)).collect();
+                g.nodes.push(Node { inputs, ..node.clone() });
+            }
+        }
+    }
+    g.outputs = old.outputs.iter().map(|v| renamed[v.index()].unwrap_or(*v)).collect();
+    Ok(Module { graph: g, symbols: module.symbols })
+}
+
+/// Contractions and convolutions in `f32` of two dequantised operands, of which the right one is constant, as such of 32-bit integers
+/// whose sums are scaled.
+pub(super) fn integers(module: Module) -> Result<Module, GraphError> {
+    rebuild(module, |b, old, defs, node, new| {
+        let Some((x, w)) = product(old, defs, node) else { return Ok(None) };
         let mut op = node.op.clone();
-        let (Op::Contract { acc, .. } | Op::Conv { acc, .. }) = &mut op else { continue };
+        let (Op::Contract { acc, .. } | Op::Conv { acc, .. }) = &mut op else { return Ok(None) };
         *acc = DType::I32;
+        let operands = [x.difference(b, new)?, w.difference(b, new)?];
         let sum = b.one(op, &operands)?;
         let sum = b.convert(sum, DType::F32)?;
         let one = b.reshape(new(x.scale), &[])?;
@@ -53,12 +76,117 @@ pub(super) fn integers(mut module: Module) -> Result<Module, GraphError> {
             Some(_) => b.mul(one, new(w.scale))?,
         };
         let dims = b.dims(sum);
-        let axes: Vec<usize> = w.axis.and_then(|a| result_axis(&old, node, a)).into_iter().collect();
+        let axes: Vec<usize> = w.axis.and_then(|a| result_axis(old, node, a)).into_iter().collect();
         let scale = b.broadcast(scale, &dims, &axes)?;
-        renamed[node.outputs[0].index()] = Some(b.one(Op::Binary(Binary::Mul), &[sum, scale])?);
-    }
-    g.outputs = old.outputs.iter().map(|v| renamed[v.index()].unwrap_or(*v)).collect();
-    Ok(Module { graph: g, symbols: module.symbols })
+        Ok(Some(b.one(Op::Binary(Binary::Mul), &[sum, scale])?))
+    })
+}
+
+/// Numbers that share a scale, and columns that lie side by side, where 4-bit numbers are laid out for kernels.
+const RUN: usize = 32;
+const PANEL: usize = 64;
+/// Most rows of the left operand for which that is done: more would decode the numbers again and again.
+const ROWS: i64 = 8;
+
+/// Contractions in `f32` of few rows with constant 4-bit numbers in runs of [`RUN`] that share a scale, as such with numbers laid out in
+/// panels of [`PANEL`] columns, which kernels decode as they read them: a byte holds the numbers of one column at the same place of two
+/// runs that follow each other.
+pub(super) fn four_bit_panels(module: Module) -> Result<Module, GraphError> {
+    rebuild(module, |b, old, defs, node, new| {
+        let (Op::Contract { batch, over, acc: DType::F32 }, &[x, y]) = (&node.op, &node.inputs[..]) else {
+            return Ok(None);
+        };
+        let mut dims = old.dims(x).to_vec();
+        let last = dims.len().saturating_sub(1);
+        let rows = dims.iter().take(last).try_fold(1i64, |n, d| n.checked_mul(d.as_const()?));
+        let few = rows.is_some_and(|n| n <= ROWS) && old.dtype(x) == DType::F32;
+        let Some(w) = in_runs(old, defs, y).filter(|_| few && batch.is_empty() && over[..] == [(last, 1)])
+        else {
+            return Ok(None);
+        };
+        let [columns, k] = w.numbers.shape()[..] else { return Ok(None) };
+        if !k.is_multiple_of(2 * RUN) || !columns.is_multiple_of(PANEL) {
+            return Ok(None);
+        }
+        let (panels, pairs) = (columns / PANEL, k / (2 * RUN));
+        let numbers: Vec<u8> = w.numbers.iter().map(|n| n.to_i128() as u8).collect();
+        let mut bytes = Vec::with_capacity(numbers.len() / 2);
+        for panel in 0..panels {
+            for step in 0..pairs * RUN {
+                let at = step / RUN * 2 * RUN + step % RUN;
+                let rows = panel * PANEL..(panel + 1) * PANEL;
+                bytes.extend(rows.map(|row| numbers[row * k + at] | numbers[row * k + at + RUN] << 4));
+            }
+        }
+        let Ok(bytes) = Tensor::from_slice(&[panels, pairs, RUN, PANEL], &bytes) else { return Ok(None) };
+        let dim = |d: usize| Dim::from(d as i64);
+        let all = [dim(panels), dim(pairs), dim(2), dim(RUN), dim(PANEL)];
+        let made = b.constant(bytes)?;
+        let made = b.broadcast(made, &all, &[0, 1, 3, 4])?;
+        let half = b.iota(DType::U8, &[dim(2)], 0)?;
+        let four = b.int(DType::U8, 4)?;
+        let shift = b.mul(half, four)?;
+        let shift = b.broadcast(shift, &all, &[2])?;
+        let made = b.binary(Binary::Shr, made, shift)?;
+        let low = b.int(DType::U8, 15)?;
+        let made = b.binary(Binary::And, made, low)?;
+        let mut made = b.convert(made, DType::F32)?;
+        let each = |b: &mut Builder<'_>, v: ValueId| -> Result<ValueId, GraphError> {
+            let v = b.reshape(v, &[dim(panels), dim(PANEL), dim(pairs), dim(2)])?;
+            let v = b.permute(v, &[0, 2, 3, 1])?;
+            b.broadcast(v, &all, &[0, 1, 2, 4])
+        };
+        if let Some(zeros) = w.zeros {
+            let first = zeros.iter().next().filter(|&z| zeros.iter().all(|n| n == z));
+            let z = match first {
+                Some(z) => b.float(DType::F32, z.to_f64())?,
+                None => {
+                    let z = b.constant(zeros.clone())?;
+                    let z = b.convert(z, DType::F32)?;
+                    each(b, z)?
+                }
+            };
+            made = b.sub(made, z)?;
+        }
+        let scales = each(b, new(w.scales))?;
+        let made = b.mul(made, scales)?;
+        dims.truncate(last);
+        let outer = dims.clone();
+        dims.extend([dim(pairs), dim(2), dim(RUN)]);
+        let x = b.reshape(new(x), &dims)?;
+        let over = [(last, 1), (last + 1, 2), (last + 2, 3)];
+        let y = b.contract(x, made, &[], &over, DType::F32)?;
+        let dims = [outer, vec![dim(columns)]].concat();
+        Ok(Some(b.reshape(y, &dims)?))
+    })
+}
+
+/// A matrix of constant 4-bit numbers of which [`RUN`] in a row share a scale.
+struct Runs<'g> {
+    numbers: &'g Tensor,
+    zeros: Option<&'g Tensor>,
+    scales: ValueId,
+}
+
+/// The runs that a value is dequantised from, in `f32`.
+fn in_runs<'g>(g: &'g Graph, defs: &[Option<usize>], v: ValueId) -> Option<Runs<'g>> {
+    let node = &g.nodes[defs[v.index()]?];
+    let Op::Composite { name, attributes, .. } = &node.op else { return None };
+    let is = |key: &str, n: i64| {
+        attributes.iter().any(|(k, v)| k == key && matches!(v, AttrValue::Int(i) if *i == n))
+    };
+    let scales = *node.inputs.get(1).filter(|_| name == "dequantize")?;
+    let numbers = constant(g, defs, node.inputs[0])?;
+    let zeros = match node.inputs.get(2) {
+        Some(&z) => Some(constant(g, defs, z)?),
+        None => None,
+    };
+    let fits = is("axis", 1)
+        && is("block", RUN as i64)
+        && numbers.dtype() == DType::U4
+        && g.dtype(scales) == DType::F32
+        && g.dtype(v) == DType::F32;
+    fits.then_some(Runs { numbers, zeros, scales })
 }
 
 /// A dequantised operand.
@@ -143,7 +271,7 @@ fn summed(g: &Graph, node: &Node) -> Option<i64> {
     }
 }
 
-fn constant<'g>(g: &'g Graph, defs: &[Option<usize>], v: ValueId) -> Option<&'g tongtu_tensor::Tensor> {
+fn constant<'g>(g: &'g Graph, defs: &[Option<usize>], v: ValueId) -> Option<&'g Tensor> {
     match &g.nodes[defs[v.index()]?].op {
         Op::Constant { value } if !value.is_absent() => Some(value),
         _ => None,

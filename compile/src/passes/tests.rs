@@ -237,6 +237,32 @@ fn products_of_dequantised_bytes_are_of_integers() {
     }
 }
 
+#[test]
+fn four_bit_numbers_are_laid_out_for_few_rows() {
+    use tongtu_graph::composite::Granularity;
+    for (rows, columns, own_zeros, panels) in
+        [(1, 128, true, true), (8, 64, false, true), (9, 64, true, false), (1, 80, true, false)]
+    {
+        let m = module(&[&[rows, 128]], |b, x| {
+            let numbers = |shape: &[usize], step: i64| {
+                Tensor::from_fn(DType::U4, shape, |i| Num::from((i as i64 * step + i as i64 / 16) % 16))
+                    .unwrap()
+            };
+            let w = b.constant(numbers(&[columns, 128], 7)).unwrap();
+            let zeros = if own_zeros { numbers(&[columns, 4], 3) } else { numbers(&[columns, 4], 0) };
+            let zeros = b.constant(zeros).unwrap();
+            let scale = |i: usize| Num::Float([0.5, 0.25, 2.0][i % 3]);
+            let scales = b.constant(Tensor::from_fn(DType::F32, &[columns, 4], scale).unwrap()).unwrap();
+            let blocks = Granularity::Block { axis: 1, size: 32 };
+            let w = b.dequantize(w, scales, Some(zeros), DType::F32, blocks).unwrap();
+            vec![b.contract(x[0], w, &[], &[(1, 1)], DType::F32).unwrap()]
+        });
+        let p = prepared(&m);
+        let in_runs = |n: &tongtu_graph::Node| matches!(&n.op, Op::Contract { over, .. } if over.len() == 3);
+        assert_eq!(p.graph.nodes.iter().any(in_runs), panels, "{p}");
+    }
+}
+
 proptest! {
     /// The reciprocal of a scale in its place gives the same bytes, ties and values without an end among them.
     #[test]

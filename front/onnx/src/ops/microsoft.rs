@@ -630,13 +630,6 @@ fn mat_mul_bits<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
     if weights.len() != columns * blocks * blob {
         return Err(n.bad(format!("{} bytes of weights", weights.len())));
     }
-    // More rows would decode the numbers again and again.
-    let dims = cx.b.dims(a);
-    let rows = dims.iter().rev().skip(1).try_fold(1i64, |n, d| n.checked_mul(d.as_const()?));
-    let even = block == RUN && k % (2 * RUN) == 0 && columns % PANEL == 0;
-    if bits == 4 && even && rows.is_some_and(|n| n <= ROWS) && cx.b.dtype(a) == DType::F32 {
-        return four_bit_panels(cx, n, a, (k, columns), &weights, known(3)?);
-    }
     let w = Tensor::from_fn(narrow, &[columns, k], |i| {
         let (row, at) = (i / k, i % k);
         let start = (row * blocks + at / block) * blob;
@@ -662,84 +655,6 @@ fn mat_mul_bits<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
         y = cx.b.add2(y, bias)?;
     }
     let y = cx.b.convert(y, d)?;
-    cx.one(y)
-}
-
-/// Numbers that share a scale, and columns that lie side by side, where 4-bit numbers are laid out for kernels.
-const RUN: usize = 32;
-const PANEL: usize = 64;
-/// Most rows of the left operand for which that is done.
-const ROWS: i64 = 8;
-
-/// A product with 4-bit numbers in runs of [`RUN`], laid out in panels of [`PANEL`] columns: a byte holds the numbers of one column at
-/// the same place of two runs that follow each other.
-fn four_bit_panels<'m>(
-    cx: &mut Ctx<'_, 'm>,
-    n: &NodeCtx<'m>,
-    a: ValueId,
-    (k, columns): (usize, usize),
-    weights: &[u8],
-    zeros: Option<Vec<u8>>,
-) -> Result<Vec<Val>> {
-    let (panels, pairs) = (columns / PANEL, k / (2 * RUN));
-    let mut bytes = Vec::with_capacity(weights.len());
-    let nibble = |row: usize, at: usize| (weights[(row * k + at) / 2] >> (4 * (at % 2))) & 15;
-    for panel in 0..panels {
-        for step in 0..pairs * RUN {
-            let at = step / RUN * 2 * RUN + step % RUN;
-            let rows = panel * PANEL..(panel + 1) * PANEL;
-            bytes.extend(rows.map(|row| nibble(row, at) | nibble(row, at + RUN) << 4));
-        }
-    }
-    let dim = |d: usize| Dim::from(d as i64);
-    let all = [dim(panels), dim(pairs), dim(2), dim(RUN), dim(PANEL)];
-    let w = cx.b.constant(
-        Tensor::from_slice(&[panels, pairs, RUN, PANEL], &bytes).map_err(|e| n.bad(e.to_string()))?,
-    )?;
-    let w = cx.b.broadcast(w, &all, &[0, 1, 3, 4])?;
-    let half = cx.b.iota(DType::U8, &[dim(2)], 0)?;
-    let four = cx.b.int(DType::U8, 4)?;
-    let shift = cx.b.mul(half, four)?;
-    let shift = cx.b.broadcast(shift, &all, &[2])?;
-    let w = cx.b.binary(Binary::Shr, w, shift)?;
-    let low = cx.b.int(DType::U8, 15)?;
-    let w = cx.b.binary(Binary::And, w, low)?;
-    let w = cx.b.convert(w, DType::F32)?;
-    let each = |cx: &mut Ctx<'_, 'm>, v: ValueId| -> Result<ValueId> {
-        let v = cx.b.reshape(v, &[dim(panels), dim(PANEL), dim(pairs), dim(2)])?;
-        let v = cx.b.permute(v, &[0, 2, 3, 1])?;
-        Ok(cx.b.broadcast(v, &all, &[0, 1, 2, 4])?)
-    };
-    let z = match zeros {
-        None => cx.b.float(DType::F32, 8.0)?,
-        Some(z) => {
-            let (blocks, row) = (k / RUN, (k / RUN).div_ceil(2));
-            let z = Tensor::from_fn(DType::F32, &[columns, blocks], |i| {
-                packed(z.get(i / blocks * row..).unwrap_or_default(), 4, i % blocks).into()
-            })?;
-            let z = cx.b.constant(z)?;
-            each(cx, z)?
-        }
-    };
-    let w = cx.b.sub(w, z)?;
-    let scales = cx.tensor(n, 2)?;
-    let scales = each(cx, scales)?;
-    let w = cx.b.mul(w, scales)?;
-    let mut dims = cx.b.dims(a);
-    let last = dims.len().saturating_sub(1);
-    dims.truncate(last);
-    let outer = dims.clone();
-    dims.extend([dim(pairs), dim(2), dim(RUN)]);
-    let a = cx.b.reshape(a, &dims)?;
-    let over = [(last, 1), (last + 1, 2), (last + 2, 3)];
-    let y = cx.b.contract(a, w, &[], &over, DType::F32)?;
-    let mut dims = outer;
-    dims.push(dim(columns));
-    let mut y = cx.b.reshape(y, &dims)?;
-    if let Some(bias) = cx.opt(n, 5)? {
-        let bias = cx.b.convert(bias, DType::F32)?;
-        y = cx.b.add2(y, bias)?;
-    }
     cx.one(y)
 }
 
