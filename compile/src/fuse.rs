@@ -293,9 +293,18 @@ impl<'a> Grower<'a> {
         }
     }
 
-    /// Whether a value is the left operand of a contraction or convolution rounded to bf16, which the kernel does as it copies rows.
+    /// Whether a value is the left operand of a contraction or convolution rounded to bf16, which the kernel does as it copies rows of
+    /// what is in memory anyway; anything else is rounded by the kernel that makes it.
     fn narrows(&self, v: ValueId) -> bool {
         let Some(node) = self.defs[v.index()].map(|n| &self.graph.nodes[n]) else { return false };
+        let from = node.inputs.first().copied().unwrap_or(v);
+        let made = self.defs[from.index()].is_some_and(|n| {
+            let op = &self.graph.nodes[n].op;
+            is_map(op) || matches!(op, Op::Contract { .. } | Op::Conv { .. } | Op::WindowReduce { .. })
+        });
+        if made && !self.needed[from.index()] && self.uses[from.index()].len() == 1 {
+            return false;
+        }
         let contract = |n: usize| matches!(&self.graph.nodes[n].op, Op::Contract { .. } | Op::Conv { .. } if self.graph.nodes[n].inputs[0] == v);
         matches!(node.op, Op::Cast { to: DType::BF16, .. })
             && self.graph.dtype(node.inputs[0]) == DType::F32

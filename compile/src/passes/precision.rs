@@ -1,4 +1,6 @@
 //! Products in a narrower type than the model asks for, where the user chose so.
+//!
+//! What only moves numbers, such as a permutation, comes after the rounding, so that the kernel which makes the numbers rounds them.
 
 use std::collections::HashMap;
 
@@ -11,7 +13,7 @@ const LEAST: i64 = 32;
 /// Least input channels of a convolution that is worth it.
 const CHANNELS: i64 = 16;
 
-/// What f32 products with constants are computed in.
+/// What f32 products are computed in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
     /// As the model says.
@@ -21,7 +23,7 @@ pub enum Precision {
     Bf16,
 }
 
-/// Rounds the operands of contractions and convolutions with constants to bf16. What the constants become is left to folding.
+/// Rounds the operands of contractions, and of convolutions with constants, to bf16. What the constants become is left to folding.
 pub(super) fn narrow(mut module: Module) -> Result<Module, GraphError> {
     let old = module.graph;
     let defs = old.definitions();
@@ -44,7 +46,15 @@ pub(super) fn narrow(mut module: Module) -> Result<Module, GraphError> {
                 }
                 let mut b = Builder::new(&mut g, &mut module.symbols);
                 b.loc = node.loc.clone();
-                let cast = b.cast(*v, DType::BF16, CastMode::default())?;
+                let (from, moves) = moved(&old, &defs, *v);
+                let mut cast = match rounded.get(&from) {
+                    Some(&known) => known,
+                    None => b.cast(from, DType::BF16, CastMode::default())?,
+                };
+                rounded.insert(from, cast);
+                for &n in moves.iter().rev() {
+                    cast = b.one(old.nodes[n].op.clone(), &[cast])?;
+                }
                 rounded.insert(*v, cast);
                 *v = cast;
             }
@@ -54,7 +64,20 @@ pub(super) fn narrow(mut module: Module) -> Result<Module, GraphError> {
     Ok(Module { graph: g, symbols: module.symbols })
 }
 
-/// Whether a node is an f32 product with a constant, summed over one dim, large enough.
+/// What a value is moved from, and the moves, the last first.
+fn moved(g: &Graph, defs: &[Option<usize>], v: ValueId) -> (ValueId, Vec<usize>) {
+    let (mut at, mut moves) = (v, Vec::new());
+    while let Some(n) = defs[at.index()]
+        && matches!(g.nodes[n].op, Op::Reshape { .. } | Op::Permute { .. })
+    {
+        moves.push(n);
+        at = g.nodes[n].inputs[0];
+    }
+    (at, moves)
+}
+
+/// Whether a node is an f32 product, summed over one dim, large enough as far as is known; a convolution's kernel is a constant, and a
+/// right operand that is not lies in memory as a matrix unit can be given it.
 fn fits(g: &Graph, defs: &[Option<usize>], node: &Node) -> bool {
     let &[x, y] = &node.inputs[..] else { return false };
     let constant = defs[y.index()].is_some_and(|n| matches!(g.nodes[n].op, Op::Constant { .. }));
@@ -69,9 +92,14 @@ fn fits(g: &Graph, defs: &[Option<usize>], node: &Node) -> bool {
     }
     let Op::Contract { batch, over, acc: DType::F32 } = &node.op else { return false };
     let &[(a, b)] = &over[..] else { return false };
-    let wide = |v: ValueId, d: usize| g.dims(v)[d].as_const().is_some_and(|n| n >= LEAST);
+    let wide = |v: ValueId, d: usize| g.dims(v)[d].as_const().map_or(!constant, |n| n >= LEAST);
     let columns = (0..g.dims(y).len()).rfind(|&d| d != b && batch.iter().all(|p| p.1 != d));
-    constant
+    let last = g.dims(y).len().wrapping_sub(1);
+    let pairs = match b == last {
+        true => g.dims(y)[b].as_const().is_some_and(|n| n % LEAST == 0),
+        false => columns == Some(last),
+    };
+    (constant || pairs)
         && [x, y].iter().all(|&v| g.dtype(v) == DType::F32)
         && a + 1 == g.dims(x).len()
         && wide(y, b)

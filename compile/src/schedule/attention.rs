@@ -11,8 +11,8 @@ use tongtu_tensor::scalar::{Binary, Compare};
 use tongtu_tensor::{DType, Num};
 use tongtu_tile::{Access, TileMap, Val};
 
-use super::contract::{Panels, Side, copy_rows, flush};
-use super::epilogue::{epilogue, epilogue_view, heavy_epilogue, result_coords};
+use super::contract::{CACHE_LINE, Panels, Side, copy_rows, flush, unit_panel, unit_product};
+use super::epilogue::{divided_epilogue, epilogue_view, heavy_epilogue, result_coords};
 use super::reduce::{accumulate, bind, coords, initial, levels};
 use super::tiles::{Tiles, tallest};
 use super::{Request, Scheduled, blocks, delinear, multiple, product};
@@ -23,6 +23,8 @@ use crate::softmax::softmax;
 
 /// Most register tiles of queries that an instance takes.
 const TILES: i64 = 8;
+/// Least queries that are worth a matrix unit.
+const LEAST: i64 = 8;
 
 /// The schedule of two contractions and what is between and after them.
 pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
@@ -59,25 +61,48 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
     let ct = DType::F32;
     let lanes = r.machine.lanes(ct);
     let vectors = 2;
-    let mr = tallest(r, vectors);
-    let nr = lanes * vectors;
-    let tiles = Tiles::new(&m, mr, TILES, 1);
+    let types = [q.value, k.value, p.value, v.value].map(|v| g.dtype(v));
+    let known = m.as_const().is_none_or(|m| m >= LEAST) && tall.is_some();
+    let unit = r.machine.unit(types[0], types[1], ct).filter(|u| {
+        let depth = u.shape[2];
+        known && types == [DType::BF16; 4] && multiple(&head, depth) && k.for_unit(r) && v.for_unit(r)
+    });
+    let (mut mr, mut nr) = (tallest(r, vectors), lanes * vectors);
+    let (depth, side) = unit.map_or((1, 1), |u| (u.shape[2], 2));
+    if let Some(u) = &unit {
+        (mr, nr) = (2 * u.shape[0], 2 * u.shape[1]);
+    }
+    let tiles = match &unit {
+        Some(_) => Tiles::padded(&m, mr, TILES, 1),
+        None => Tiles::new(&m, mr, TILES, 1),
+    };
+    // The type of the operands of products in scratch.
+    let st = if unit.is_some() { DType::BF16 } else { ct };
     // Several rows at a time hide what one waits for.
     let lines = tiles.sizes[0].min(4);
     let height = tiles.sizes[0].next_multiple_of(lines);
     let width = if lines > 1 { 2 * lanes } else { 4 * lanes };
 
     let mut s = Scheduled::default();
-    let k_packed = k.place(r, &mut s, &k.over, nr, (1, 1))?;
-    let v_packed = v.place(r, &mut s, &v.over, nr, (1, 1))?;
+    let k_packed = k.place(r, &mut s, &k.over, nr, (side, depth))?;
+    let v_packed = v.place(r, &mut s, &v.over, nr, (side, depth))?;
     let outer: Vec<usize> = (0..along).filter(|&l| Some(l) != tall).collect();
     let outer_dims: Vec<Dim> = outer.iter().map(|&l| rows.extents[l].clone()).collect();
     let count = product(&outer_dims);
     // Some more than whole blocks, so that rows do not fall on one another in caches.
     let row_len = keys.ceildiv(&Dim::from(4 * lanes as i64)) * (4 * lanes as i64) + lanes as i64;
     let room = Dim::from(height as i64) * &row_len;
-    s.temps.push((ct, vec![&count * &tiles.blocks, room.clone()]));
+    let instances = &count * &tiles.blocks;
+    s.temps.push((ct, vec![instances.clone(), room.clone()]));
     let temp = KernelArg::Temp(s.temps.len() - 1);
+    // The rows as a matrix unit reads them.
+    let narrow_len =
+        keys.ceildiv(&Dim::from(CACHE_LINE as i64)) * CACHE_LINE as i64 + (CACHE_LINE / 2) as i64;
+    let narrow_room = Dim::from(height as i64) * &narrow_len;
+    let narrow_temp = unit.map(|_| {
+        s.temps.push((st, vec![instances, narrow_room.clone()]));
+        KernelArg::Temp(s.temps.len() - 1)
+    });
 
     let mut e = Emitter::new(r.name, g);
     e.leaves_of(&g.outputs, &[out])?;
@@ -88,23 +113,34 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
     let outs = (0..g.outputs.len()).map(|i| e.output(i)).collect::<Result<Vec<_>, _>>()?;
     let results = result_dims(g, at.product).ok_or_else(|| wrong("the results have other dims"))?;
     let head_room = (head.as_const().unwrap_or(0) as usize).next_multiple_of(4 * lanes) + lanes;
-    let q_scratch = e.b.alloc(ct, height * head_room)?;
-    let finish_view =
-        if heavy_epilogue(&after(g, at)) { Some(epilogue_view(&mut e, ct, height, nr)?) } else { None };
+    let q_scratch = e.b.alloc(st, height * head_room)?;
+    let by_line = heavy_epilogue(&after(g, at)) || unit.is_some();
+    let finish_view = if by_line { Some(epilogue_view(&mut e, ct, height, nr)?) } else { None };
     let s_buffer = e.buffer(temp, ct, Access::ReadWrite);
-    let (zero, unit) = (e.b.int(0), e.b.int(1));
+    let (zero, one_v) = (e.b.int(0), e.b.int(1));
     let q_view = {
         let (rows, cols) = (e.b.int(height as i64), e.b.int(head_room as i64));
-        e.b.view(q_scratch, zero, &[rows, cols], &[cols, unit])?
+        e.b.view(q_scratch, zero, &[rows, cols], &[cols, one_v])?
     };
-    let (blocks_v, room_v, len_v) = (e.dim_param(&tiles.blocks), e.dim_param(&room), e.dim_param(&row_len));
+    let (blocks_v, len_v) = (e.dim_param(&tiles.blocks), e.dim_param(&row_len));
     let (pid_m, pid_o) = (e.b.program_id(0)?, e.b.program_id(2)?);
-    let s_view = {
+    let instance = {
         let base = e.b.mul(pid_o, blocks_v)?;
-        let instance = e.b.add(base, pid_m)?;
-        let base = e.b.mul(instance, room_v)?;
+        e.b.add(base, pid_m)?
+    };
+    let rows_of = |e: &mut Emitter<'_>, buffer: Val, room: &Dim, len: &Dim| -> Result<Val, Error> {
+        let (room, len) = (e.dim_param(room), e.dim_param(len));
+        let base = e.b.mul(instance, room)?;
         let rows = e.b.int(height as i64);
-        e.b.view(s_buffer, base, &[rows, len_v], &[len_v, unit])?
+        Ok(e.b.view(buffer, base, &[rows, len], &[len, one_v])?)
+    };
+    let s_view = rows_of(&mut e, s_buffer, &room, &row_len)?;
+    let p_view = match narrow_temp {
+        Some(temp) => {
+            let buffer = e.buffer(temp, st, Access::ReadWrite);
+            rows_of(&mut e, buffer, &narrow_room, &narrow_len)?
+        }
+        None => s_view,
     };
     let (m_lo, m_hi) = tiles.block(&mut e, pid_m)?;
     let mut loops: Vec<Option<Coord>> = vec![None; rows.extents.len()];
@@ -119,9 +155,13 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
     let levels = levels(g);
     let defs = g.definitions();
     // What divides all terms of a row may as well divide what they are multiplied and added up to.
-    let softmax =
-        softmax(|v| defs[v.index()].map(|n| &g.nodes[n]), p.value).filter(|_| g.dtype(p.value) == DType::F32);
-    let divisor_at = e.b.sub(len_v, unit)?;
+    let node = |v: ValueId| defs[v.index()].map(|n| &g.nodes[n]);
+    let quotient = match node(p.value) {
+        Some(n) if unit.is_some() && matches!(n.op, Op::Cast { .. }) => n.inputs[0],
+        _ => p.value,
+    };
+    let softmax = softmax(node, quotient).filter(|_| g.dtype(quotient) == DType::F32);
+    let divisor_at = e.b.sub(len_v, one_v)?;
 
     // A register tile times a panel of one side's columns.
     let multiply = |e: &mut Emitter<'_>,
@@ -135,6 +175,23 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
                     batch: &dyn Fn(usize) -> Coord|
      -> Result<Val, Error> {
         let init = e.b.full(ct, &[size, nr], zero_of(ct))?;
+        if let (Some(_), Some(panels)) = (&unit, packed) {
+            let lead: Vec<Coord> = (0..side.batch.len()).map(batch).chain([Coord::at(column)]).collect();
+            let panel = unit_panel(e, panels, lead.into_iter())?;
+            let acc = e.for_loop(zero, steps, depth as i64, &[init], |e, i, c| {
+                let two = e.b.int(2);
+                let group = e.b.div(i, two)?;
+                Ok(vec![unit_product(
+                    e,
+                    [size, nr, depth, 2],
+                    [st; 2],
+                    (left, [zero, i]),
+                    (panel, group),
+                    c[0],
+                )?])
+            })?;
+            return Ok(acc[0]);
+        }
         let acc = e.for_loop(zero, steps, 1, &[init], |e, i, c| {
             let map = TileMap::along(&[size, 1], &[0, 1]);
             let a = e.b.load(left, &[zero, i], map, &[true, true], zero_of(ct))?;
@@ -165,7 +222,8 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
 
     tiles.cover(&mut e, m_lo, m_hi, &mut |e, m0, size| {
         let m1 = e.b.add_int(m0, size as i64)?;
-        copy_rows(e, q.value, q_view, ct, lanes, (m0, m1), (zero, head_v), head.as_const(), &|row, kc| {
+        let m1 = if tiles.padded { e.b.min(m1, m_hi)? } else { m1 };
+        copy_rows(e, q.value, q_view, st, lanes, (m0, m1), (zero, head_v), head.as_const(), &|row, kc| {
             (0..g.dims(q.value).len())
                 .map(|d| match query_loop(d) {
                     _ if q.over.contains(&d) => kc,
@@ -186,12 +244,13 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
         let block = vec![lines, width];
         e.shape = block.clone();
         let map = TileMap::along(&block, &[0, 1]);
-        let size_v = e.b.int(size as i64);
+        let size_v = e.b.sub(m1, m0)?;
+        let whole = size.is_multiple_of(lines) && (!tiles.padded || multiple(&m, size));
         let mut divided = false;
         e.for_loop(zero, size_v, lines as i64, &[], |e, row, _| {
             let mut loops = loops.clone();
             if let Some(l) = tall {
-                loops[l] = Some(Coord::along(e.b.add(m0, row)?, 0, size.is_multiple_of(lines)));
+                loops[l] = Some(Coord::along(e.b.add(m0, row)?, 0, whole));
             }
             let load = |e: &mut Emitter<'_>, held: ValueId, i: Val| -> Result<(), Error> {
                 let t = e.b.load(s_view, &[row, i], map.clone(), &[true, true], zero_of(ct))?;
@@ -199,13 +258,33 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
                 e.bind(held, t);
                 Ok(())
             };
-            let store = |e: &mut Emitter<'_>, v: ValueId, i: Val, loops: &[Option<Coord>]| {
-                let c = coords(e, rows, v, loops)?;
-                let t = e.emit(v, &c)?;
-                let t = e.b.cast(t, ct, CAST)?;
-                let factor = v == p.value || softmax.is_some_and(|s| v == s.terms);
-                let t = if factor { flush(e, t)? } else { t };
-                e.store_view(s_view, t, &[Coord::along(row, 0, true), Coord::along(i, 1, true)])
+            let store =
+                |e: &mut Emitter<'_>, v: ValueId, i: Val, loops: &[Option<Coord>], mask: Option<Val>| {
+                    let c = coords(e, rows, v, loops)?;
+                    let t = e.emit(v, &c)?;
+                    let factor = v == p.value || softmax.is_some_and(|s| v == s.terms);
+                    let mut t = e.b.cast(t, if factor { st } else { ct }, CAST)?;
+                    let mut to = s_view;
+                    if factor {
+                        t = flush(e, t)?;
+                        to = p_view;
+                    }
+                    // What a matrix unit reads past the end is zero.
+                    if let (Some(mask), true) = (mask, factor && unit.is_some()) {
+                        t = e.full(t)?;
+                        let none = e.b.full(st, &e.shape.clone(), zero_of(st))?;
+                        t = e.b.select(mask, t, none)?;
+                    }
+                    e.store_view(to, t, &[Coord::along(row, 0, true), Coord::along(i, 1, true)])
+                };
+            let within = |e: &mut Emitter<'_>, i: Val, inside: bool| -> Result<Option<Val>, Error> {
+                if inside {
+                    return Ok(None);
+                }
+                let index = e.index_tile(Coord::along(i, 1, true))?;
+                let end = e.unit(keys_v)?;
+                let mask = e.compare(Compare::Lt, index, end)?;
+                Ok(Some(e.full(mask)?))
             };
             let exact = multiple(&keys, width);
             let mut held = scores;
@@ -218,17 +297,10 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
                     load(e, held, i)?;
                     let mut at = loops.clone();
                     at[along] = Some(Coord::along(i, 1, inside));
-                    let mask = if inside {
-                        None
-                    } else {
-                        let index = e.index_tile(Coord::along(i, 1, true))?;
-                        let end = e.unit(keys_v)?;
-                        let mask = e.compare(Compare::Lt, index, end)?;
-                        Some(e.full(mask)?)
-                    };
+                    let mask = within(e, i, inside)?;
                     let sums = accumulate(e, r, rows, nodes, &at, c, mask)?;
                     if let Some(v) = kept {
-                        store(e, v, i, &at)?;
+                        store(e, v, i, &at, mask)?;
                     }
                     Ok(sums)
                 })?;
@@ -252,7 +324,8 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
                 load(e, held, i)?;
                 let mut at = loops.clone();
                 at[along] = Some(Coord::along(i, 1, inside));
-                store(e, p.value, i, &at)?;
+                let mask = within(e, i, inside)?;
+                store(e, p.value, i, &at, mask)?;
                 Ok(vec![])
             })?;
             Ok(vec![])
@@ -260,15 +333,17 @@ pub fn schedule(r: &Request<'_>, at: &Attention) -> Result<Scheduled, Error> {
         e.for_loop(zero, value_panels, 1, &[], |e, column, _| {
             e.shape = vec![size, nr];
             let batch = |j: usize| of(row_loops[p.batch[j]]);
-            let mut acc = multiply(e, &v, &v_view, s_view, size, column, columns_exact, keys_v, &batch)?;
-            if divided {
+            let mut acc = multiply(e, &v, &v_view, p_view, size, column, columns_exact, keys_v, &batch)?;
+            if divided && unit.is_none() {
                 let map = TileMap::along(&[size, 1], &[0, 1]);
                 let t = e.b.load(s_view, &[zero, divisor_at], map, &[true, true], zero_of(ct))?;
                 let t = e.b.broadcast(t, &[size, nr])?;
                 acc = e.b.binary(Binary::Div, acc, t)?;
             }
             let n0 = e.b.mul_int(column, nr as i64)?;
-            epilogue(e, out, acc, finish_view, &outs, &mut |e, row| {
+            let most = unit.map(|_| size_v);
+            let divisor = unit.filter(|_| divided).map(|_| (s_view, divisor_at));
+            divided_epilogue(e, out, acc, finish_view, (most, divisor), &outs, &mut |e, row| {
                 let place = |e: &mut Emitter<'_>, l: Option<usize>| -> Result<Coord, Error> {
                     Ok(match row {
                         _ if l.is_none() || l != tall => of(l),

@@ -32,6 +32,10 @@ pub const CACHE_LINE: usize = 64;
 const WIDE: usize = 8;
 /// Most columns of the right operand in a block.
 const NC: i64 = 512;
+/// The same on a matrix unit where all steps are one block.
+const UNIT_NC: i64 = 2048;
+/// Most lines that a step on a matrix unit brings nearer.
+const AHEAD: usize = 8;
 
 /// One operand's dims by role.
 pub struct Side {
@@ -73,6 +77,19 @@ impl Side {
         input.is_some_and(|p| matches!(r.constants.get(p), Some(Some(_))))
     }
 
+    /// Whether it can be laid out for a matrix unit, as the right operand: a constant, or one whose pairs of steps lie next to each other
+    /// in memory or in neighbouring rows.
+    pub fn for_unit(&self, r: &Request<'_>) -> bool {
+        let (dims, last) = (r.graph.dims(self.value), r.graph.dims(self.value).len().wrapping_sub(1));
+        let leaf = r.graph.inputs.contains(&self.value);
+        let &[over] = &self.over[..] else { return false };
+        let pairs = match over == last {
+            true => multiple(&dims[over], CACHE_LINE / 2),
+            false => self.free_last() == Some(last),
+        };
+        self.is_constant(r) || leaf && pairs && byte_size(r.graph.dtype(self.value)) == 2
+    }
+
     /// As the right operand: its panels of `width` columns, with the summed dims in the given order, and their dims. Nothing where its
     /// columns are next to each other in memory already.
     pub fn place(
@@ -87,7 +104,7 @@ impl Side {
         let input = r.graph.inputs.iter().position(|&v| v == self.value);
         let columns_last = self.free_last().is_some_and(|d| d + 1 == dims.len());
         let (Some(last), Some(input)) = (self.free_last(), input) else { return Ok(None) };
-        if columns_last && !self.is_constant(r) {
+        if columns_last && !self.is_constant(r) && group.0 == 1 {
             return Ok(None);
         }
         let mut perm: Vec<usize> = self.batch.clone();
@@ -193,31 +210,39 @@ impl<'a> Plan<'a> {
         let unit = r
             .machine
             .unit(a_type, b_type, *acc)
-            .filter(|_| by_rows && outer.is_empty() && !over.is_empty() && wide && b.is_constant(r));
+            .filter(|_| by_rows && outer.is_empty() && !over.is_empty() && wide && b.for_unit(r));
         let mut width = lanes * vectors;
         if let Some(u) = &unit {
             (height, width) = (2 * u.shape[0], 2 * u.shape[1]);
         }
         // Few panels are a block, and rows are cut for the cores instead.
         let panels = columns.ceildiv(&Dim::from(width as i64));
-        let most_panels = (NC / width as i64).max(1);
-        let least = if panels.as_const().is_some_and(|p| p > most_panels) { 1 } else { 2 };
-        // A matrix unit's squares have one size in a kernel.
-        let tiles = match &unit {
-            Some(_) => Tiles::padded(&rows, height, MC / height as i64, least),
-            None => Tiles::new(&rows, height, MC / height as i64, least),
-        };
         // Few rows read the right operand once: in long runs.
         let most = match rows.as_const() {
             _ if unit.is_some() => UNIT_BYTES / bytes as i64,
             Some(m) if m <= height as i64 => (FEW / m.max(1)).max(KC),
             _ => KC,
         };
+        let single = outer.is_empty() && steps.as_const().is_some_and(|c| c <= most);
+        // Without sums between blocks the left operand's rows are copied for more columns.
+        let columns_most = if unit.is_some() && single { UNIT_NC } else { NC };
+        let most_panels = (columns_most / width as i64).max(1);
+        let least = match panels.as_const() {
+            _ if unit.is_some() => 1,
+            Some(p) if p > most_panels => 1,
+            _ => 2,
+        };
+        // A matrix unit's squares have one size in a kernel.
+        let tiles = match &unit {
+            Some(_) => Tiles::padded(&rows, height, MC / height as i64, least),
+            None => Tiles::new(&rows, height, MC / height as i64, least),
+        };
         let one = Dim::from(1);
-        let tall = rows.ceildiv(&Dim::from(height as i64)).max(&one).min(&Dim::from(2));
+        // Work for two cores at least: from blocks of rows, or else of columns, which read the right operand once.
+        let block = if unit.is_some() { MC } else { height as i64 };
+        let tall = rows.ceildiv(&Dim::from(block)).max(&one).min(&Dim::from(2));
         let blocks = panels.ceildiv(&Dim::from(most_panels)).max(&(Dim::from(3) - tall));
         let panel_block = panels.ceildiv(&blocks).max(&one);
-        let single = outer.is_empty() && steps.as_const().is_some_and(|c| c <= most);
         Ok(Plan {
             r,
             node: n,
@@ -617,32 +642,28 @@ impl<'p, 'a> Body<'p, 'a> {
         init: &[Val],
     ) -> Result<Vec<Val>, Error> {
         let p = self.p;
-        let Some((buffer, (_, strides), dims)) = &self.panels else {
+        let Some(panels) = &self.panels else {
             return Err(Error::unsupported("contract", p.r.loc, "the right operand is not packed"));
         };
-        let mut base = self.zero;
-        for (c, stride) in self.lead().chain([Coord::at(panel)]).zip(strides) {
-            if let Coord::Affine { base: at, .. } = c {
-                let far = e.b.mul(at, *stride)?;
-                base = e.b.add(base, far)?;
-            }
-        }
-        let rows = e.dim_param(&dims[dims.len() - 3]);
-        let (columns, side) = (e.b.int(p.width as i64), e.b.int(p.side as i64));
-        let line = e.b.int((p.width * p.side) as i64);
-        let view = e.b.view(*buffer, base, &[rows, columns, side], &[line, side, self.one])?;
+        let view = unit_panel(e, panels, self.lead().chain([Coord::at(panel)]))?;
+        let side = e.b.int(p.side as i64);
         let down = e.b.sub(row, self.rows.0)?;
         let b_type = p.r.graph.dtype(p.b.value);
+        let next = self.share(e, steps, (row, size), panel)?;
         e.for_loop(self.zero, steps.count, p.depth as i64, init, |e, i, sums| {
-            let map = TileMap::along(&[size, p.depth], &[0, 1]);
-            let left = e.b.load(self.a_view, &[down, i], map, &[true, true], zero_of(p.scratch))?;
-            let factor = |size: usize, dim: usize| Factor { size, dim: Some(dim), step: 1 };
-            let map =
-                TileMap(vec![vec![factor(p.depth / p.side, 0), factor(p.side, 2)], vec![factor(p.width, 1)]]);
+            if let Some((packed, begin, each)) = next {
+                let far = e.b.mul(i, each)?;
+                let at = e.b.add(begin, far)?;
+                for line in 0..AHEAD {
+                    let at = e.b.add_int(at, (line * CACHE_LINE / byte_size(b_type)) as i64)?;
+                    e.b.prefetch(packed, &[at])?;
+                }
+            }
             let k = e.b.add(steps.first, i)?;
             let group = e.b.div(k, side)?;
-            let right = e.b.load(view, &[group, self.zero, self.zero], map, &[true; 3], zero_of(b_type))?;
-            Ok(vec![e.b.mma(sums[0], left, right)?])
+            let shape = [size, p.width, p.depth, p.side];
+            let types = [p.scratch, b_type];
+            Ok(vec![unit_product(e, shape, types, (self.a_view, [down, i]), (view, group), sums[0])?])
         })
     }
 
@@ -707,6 +728,8 @@ impl<'p, 'a> Body<'p, 'a> {
         let next_k = e.b.add(steps.first, steps.count)?;
         let (panel, first) =
             (e.b.select(more, after, self.columns.0)?, e.b.select(more, steps.first, next_k)?);
+        let side = e.b.int(self.p.side as i64);
+        let first = e.b.div(first, side)?;
         let (down, rows) = (e.b.sub(row, self.rows.0)?, e.b.sub(self.rows.1, self.rows.0)?);
         let line = e.b.mul_int(steps.count, self.p.width as i64)?;
         let done = e.b.mul(down, line)?;
@@ -782,6 +805,45 @@ impl<'p, 'a> Body<'p, 'a> {
             Ok(result_coords(e, &self.results, &c))
         })
     }
+}
+
+/// A view of one panel of a right operand laid out for a matrix unit: groups of steps, columns, steps side by side. `lead` gives
+/// the coordinates of the panel.
+pub fn unit_panel(
+    e: &mut Emitter<'_>,
+    (buffer, (_, strides), dims): &Panels,
+    lead: impl Iterator<Item = Coord>,
+) -> Result<Val, Error> {
+    let (mut base, one) = (e.b.int(0), e.b.int(1));
+    for (c, stride) in lead.zip(strides) {
+        if let Coord::Affine { base: at, .. } = c {
+            let far = e.b.mul(at, *stride)?;
+            base = e.b.add(base, far)?;
+        }
+    }
+    let [.., rows, width, side] = &dims[..] else { return Ok(*buffer) };
+    let rows = e.dim_param(rows);
+    let [width, side] = [width, side].map(|d| d.as_const().unwrap_or(1));
+    let (columns, line, side) = (e.b.int(width), e.b.int(width * side), e.b.int(side));
+    Ok(e.b.view(*buffer, base, &[rows, columns, side], &[line, side, one])?)
+}
+
+/// One product on a matrix unit: rows of a view from a place on times a group of a panel's steps.
+pub fn unit_product(
+    e: &mut Emitter<'_>,
+    [height, width, depth, side]: [usize; 4],
+    types: [DType; 2],
+    (left, at): (Val, [Val; 2]),
+    (right, group): (Val, Val),
+    sum: Val,
+) -> Result<Val, Error> {
+    let zero = e.b.int(0);
+    let map = TileMap::along(&[height, depth], &[0, 1]);
+    let left = e.b.load(left, &at, map, &[true, true], zero_of(types[0]))?;
+    let factor = |size: usize, dim: usize| Factor { size, dim: Some(dim), step: 1 };
+    let map = TileMap(vec![vec![factor(depth / side, 0), factor(side, 2)], vec![factor(width, 1)]]);
+    let right = e.b.load(right, &[group, zero, zero], map, &[true; 3], zero_of(types[1]))?;
+    Ok(e.b.mma(sum, left, right)?)
 }
 
 /// Zero for subnormal numbers of `f32`, which many machines multiply slowly.

@@ -2,6 +2,7 @@
 
 use tongtu_graph::{Graph, ValueId};
 use tongtu_tensor::DType;
+use tongtu_tensor::scalar::Binary;
 use tongtu_tile::{TileMap, Val};
 
 use crate::emit::{CAST, Coord, Emitter, zero_of};
@@ -52,6 +53,19 @@ pub fn epilogue_of(
     outs: &[Val],
     coords: &mut Place<'_>,
 ) -> Result<(), Error> {
+    divided_epilogue(e, anchor, acc, scratch, (most, None), outs, coords)
+}
+
+/// As [`epilogue_of`], with what rows are divided by first, where there is scratch: a view and a column of it.
+pub fn divided_epilogue(
+    e: &mut Emitter<'_>,
+    anchor: ValueId,
+    acc: Val,
+    scratch: Option<Val>,
+    (most, divisor): (Option<Val>, Option<(Val, Val)>),
+    outs: &[Val],
+    coords: &mut Place<'_>,
+) -> Result<(), Error> {
     let g = e.graph;
     let finish = |e: &mut Emitter<'_>, acc: Val, c: &[Coord]| -> Result<(), Error> {
         let t = e.b.cast(acc, g.dtype(anchor), CAST)?;
@@ -77,7 +91,13 @@ pub fn epilogue_of(
         let line = [1, shape[1]];
         e.shape = line.to_vec();
         let map = TileMap::along(&line, &[0, 1]);
-        let acc = e.b.load(view, &[row, zero], map, &[true, true], zero_of(ct))?;
+        let mut acc = e.b.load(view, &[row, zero], map, &[true, true], zero_of(ct))?;
+        if let Some((divisors, column)) = divisor {
+            let map = TileMap::along(&[1, 1], &[0, 1]);
+            let t = e.b.load(divisors, &[row, column], map, &[true, true], zero_of(ct))?;
+            let t = e.b.broadcast(t, &line)?;
+            acc = e.b.binary(Binary::Div, acc, t)?;
+        }
         let c = coords(e, Some(row))?;
         finish(e, acc, &c)?;
         Ok(vec![])

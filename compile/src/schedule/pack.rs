@@ -6,12 +6,17 @@
 
 use tongtu_graph::{Builder, Graph, GraphError, Type};
 use tongtu_plan::Packing;
-use tongtu_tensor::DType;
 use tongtu_tensor::dim::{Dim, Symbols};
+use tongtu_tensor::scalar::Binary;
+use tongtu_tensor::{DType, Num};
+use tongtu_tile::Val;
 
 use super::{Launch, Request, Scheduled, blocks, delinear, map, multiple, product, rows_per_instance};
-use crate::emit::{Coord, Emitter, KernelArg, zero_of};
+use crate::emit::{CAST, Coord, Emitter, KernelArg, zero_of};
 use crate::error::Error;
+
+/// Two steps of 16 bits side by side.
+const PAIR: DType = DType::U32;
 
 /// Dims `perm` of a value, the one at position `columns` cut into panels of `width`: the packed dims are
 /// `perm[..columns] ++ [panels] ++ perm[columns + 1..] ++ [width]`.
@@ -146,14 +151,102 @@ impl Pack {
             s.packed.push((self.input, packing));
             return Ok(KernelArg::Packed(s.packed.len() - 1));
         }
-        let (dtype, dims) = (r.graph.dtype(v), r.graph.dims(v).to_vec());
-        let graph = self.graph(dtype, &dims)?;
+        let (mut dtype, mut dims) = (r.graph.dtype(v), r.graph.dims(v).to_vec());
         let name = format!("{}_pack", r.name);
+        if self.group.0 > 1 && self.perm.last() != Some(&(dims.len() - 1)) {
+            let to = self.in_pairs(&dims);
+            let launch = self.pairing(r, &name, Type::tensor(dtype, dims.clone()), &dims, &to)?;
+            return Ok(s.prepare(self.input, (PAIR, to), vec![launch]));
+        }
+        let mut pack = self;
+        if pack.group.0 > 1 {
+            // Pairs of steps lie next to each other already.
+            dtype = PAIR;
+            if let Some(last) = dims.last_mut() {
+                *last = last.floordiv(&Dim::from(2));
+            }
+            pack.group = (1, 1);
+        }
+        let graph = pack.graph(dtype, &dims)?;
         let inner = r.part(&graph, &name);
-        let launches = match self.transposing(&inner)? {
+        let launches = match pack.transposing(&inner)? {
             Some(launch) => vec![launch],
             None => map::schedule(&inner)?.launches,
         };
-        Ok(s.prepare(self.input, (dtype, self.dims(&dims)), launches))
+        Ok(s.prepare(pack.input, (dtype, pack.dims(&dims)), launches))
+    }
+
+    /// The packed dims with a pair of steps as one number.
+    fn in_pairs(&self, from: &[Dim]) -> Vec<Dim> {
+        let mut dims = self.dims(from);
+        dims.pop();
+        dims
+    }
+
+    /// A kernel that packs an operand of 16-bit numbers whose steps are rows in memory: two rows become one of pairs.
+    fn pairing(
+        &self,
+        r: &Request<'_>,
+        name: &str,
+        ty: Type,
+        from: &[Dim],
+        to: &[Dim],
+    ) -> Result<Launch, Error> {
+        let mut g = Graph { name: name.into(), ..Graph::default() };
+        let steps = from[self.perm[self.perm.len() - 1]].clone();
+        let exact = multiple(&from[self.perm[self.columns]], self.width);
+        let x = g.add_input(ty, None);
+        let out = g.add_value(Type::tensor(PAIR, to.to_vec()), None);
+        g.outputs = vec![out];
+        let inner = r.part(&g, name);
+        let mut e = Emitter::new(inner.name, &g);
+        e.leaf(x)?;
+        let to_view = e.output(0)?;
+        let last = self.perm.len() - 1;
+        let (outer, groups) = (to[..last].to_vec(), to[last].clone());
+        let per = rows_per_instance(&(&groups * self.width as i64), map::GRAIN);
+        let count = product(&outer);
+        let (pid, per_v, count_v) = (e.b.program_id(0)?, e.dim_param(&per), e.dim_param(&count));
+        let (zero, groups_v) = (e.b.int(0), e.dim_param(&groups));
+        let lo = e.b.mul(pid, per_v)?;
+        let end = e.b.add(lo, per_v)?;
+        let hi = e.b.min(end, count_v)?;
+        e.for_loop(lo, hi, 1, &[], |e, row, _| {
+            let at = delinear(e, row, &outer)?;
+            let column = match at[self.columns] {
+                Coord::Affine { base, .. } => e.b.mul_int(base, self.width as i64)?,
+                Coord::Tile { .. } => zero,
+            };
+            e.for_loop(zero, groups_v, 1, &[], |e, group, _| {
+                e.shape = vec![self.width];
+                let half = |e: &mut Emitter<'_>, k: i64| -> Result<Val, Error> {
+                    let base = e.b.mul_int(group, 2)?;
+                    let base = e.b.add_int(base, k)?;
+                    let mut coords = vec![Coord::at(zero); last + 1];
+                    for (place, &d) in self.perm.iter().enumerate() {
+                        coords[d] = match place {
+                            p if p == self.columns => Coord::along(column, 0, exact),
+                            p if p == last => {
+                                Coord::Affine { base, lane: None, inside: multiple(&steps, self.group.1) }
+                            }
+                            p => at[p],
+                        };
+                    }
+                    let t = e.emit(x, &coords)?;
+                    let t = e.b.bitcast(t, DType::U16)?;
+                    Ok(e.b.cast(t, PAIR, CAST)?)
+                };
+                let (low, high) = (half(e, 0)?, half(e, 1)?);
+                let far = e.b.full(PAIR, &[self.width], Num::Int(16))?;
+                let high = e.b.binary(Binary::Shl, high, far)?;
+                let t = e.b.binary(Binary::Or, low, high)?;
+                let mut coords = at.clone();
+                coords.extend([Coord::at(group), Coord::along(zero, 0, true)]);
+                e.store_view(to_view, t, &coords)?;
+                Ok(vec![])
+            })?;
+            Ok(vec![])
+        })?;
+        Ok(e.launch([count.ceildiv(&per), Dim::from(1), Dim::from(1)]))
     }
 }
