@@ -43,6 +43,33 @@ impl Fun<'_> {
         Some(self.choose(n, &unordered, &ty, &nan, &y))
     }
 
+    /// An f32 cut to the range of an integer of 8 or 16 bits. The conversion rounds by itself, and makes of NaN a number whose low
+    /// bits are zeros.
+    pub(super) fn narrow_int(&mut self, from: DType, to: DType, n: usize, x: &V) -> Option<V> {
+        if from == DType::F64 || to.bits() > 16 || !self.has_range(DType::F32) || ![4, 8, 16].contains(&n) {
+            return None;
+        }
+        let (x, name) = match self.rounded.get(x) {
+            Some(source) => (source.clone(), "cvtps2dq"),
+            None => (x.clone(), "cvttps2dq"),
+        };
+        let (fty, ity) = (Reg::F32.ty(n), Reg::I32.ty(n));
+        let (lo, hi) = (to.min_value().to_f64(), to.max_value().to_f64());
+        let above = self.cmp("fcmp ogt", &fty, &x, &real(Reg::F32, hi, n));
+        let x = self.choose(n, &above, &fty, &real(Reg::F32, hi, n), &x);
+        let below = self.cmp("fcmp olt", &fty, &x, &real(Reg::F32, lo, n));
+        let x = self.choose(n, &below, &fty, &real(Reg::F32, lo, n), &x);
+        let none: V = "zeroinitializer".into();
+        let mask_ty = if n == 16 { "i16" } else { "i8" };
+        let (all, rounding): (V, V) = ("-1".into(), "4".into());
+        let mut args = vec![(fty.as_str(), &x), (ity.as_str(), &none), (mask_ty, &all)];
+        if n == 16 {
+            args.push(("i32 immarg", &rounding));
+        }
+        let whole = self.call(&ity, &format!("llvm.x86.avx512.mask.{name}.{}", n * 32), &args);
+        Some(self.conv("trunc", &ity, &whole, &Reg::of(to).ty(n)))
+    }
+
     /// An intrinsic of one result with a mask, all of whose lanes are wanted; an operand without a type is a vector.
     fn masked(&mut self, name: &str, n: usize, args: &[(&str, &V)]) -> V {
         let ty = Reg::F32.ty(n);

@@ -189,6 +189,9 @@ impl Fun<'_> {
         let reg = if from == DType::F64 { Reg::F64 } else { Reg::F32 };
         let (fty, target) = (reg.ty(n), Reg::of(to));
         if mode.overflow == Overflow::Saturate {
+            if let Some(y) = self.narrow_int(from, to, n, &x) {
+                return Ok(y);
+            }
             if to.bits() <= 16 {
                 // Clamped as a float, in as many instructions as there are steps here; NaN becomes zero.
                 let (lo, hi) = (to.min_value().to_f64(), to.max_value().to_f64());

@@ -27,6 +27,9 @@ impl Fun<'_> {
     /// Any instruction that acts on each element by itself.
     pub(super) fn elementwise(&mut self, inst: &Inst) -> Result<()> {
         let result = *inst.results.first().ok_or_else(|| broken("a result is missing"))?;
+        if self.dots.get(&result).is_some_and(|b| self.direct.contains_key(&b.load)) {
+            return Ok(());
+        }
         let (to, shape) = self.tile_ty(result)?;
         let geo = self.geometry(shape);
         let mut operands = Vec::new();
@@ -162,7 +165,11 @@ impl Fun<'_> {
             _ => "roundeven",
         };
         if target::rounds(self.chip) {
-            return self.math(name, reg, n, &[x]);
+            let y = self.math(name, reg, n, &[x]);
+            if (op, reg) == (Unary::RoundEven, Reg::F32) {
+                self.rounded.insert(y.clone(), x.clone());
+            }
+            return y;
         }
         // Adding a number whose last place is 1, and taking it away, rounds to even; a step then goes the way asked for. Numbers
         // beyond it are whole already, and NaN stays.

@@ -4,6 +4,8 @@ use super::emit::{Reg, V};
 use super::{Fun, Result, Tile};
 use std::collections::{HashMap, HashSet};
 use tongtu_chip::Chip;
+use tongtu_tensor::scalar::Binary;
+use tongtu_tensor::{DType, Num};
 use tongtu_tile::{Block, Kernel, Op, Val};
 
 /// Where the elements of a tile are.
@@ -118,6 +120,99 @@ pub(super) fn choose(k: &Kernel, chip: &Chip) -> (Vec<Layout>, HashMap<Val, usiz
     let by_unit = classes.products.iter().filter(|p| wanted[p.0.index()] == Layout::Squares);
     let unit_operands = by_unit.flat_map(|p| [p.1, p.2]).collect();
     (wanted, streamed, unit_operands)
+}
+
+/// What a value that only dot products of bytes read is made of: a load of bytes, then operations with one number.
+#[derive(Debug, Clone)]
+pub(super) struct Bytes {
+    pub(super) load: Val,
+    pub(super) then: Vec<(Binary, i64)>,
+}
+
+/// Right operands of products of bytes that the chip sums four at a time, and what they are computed from, none of which anything else
+/// reads: the product loads and computes them itself.
+pub(super) fn dots(k: &Kernel, chip: &Chip, wanted: &[Layout]) -> HashMap<Val, Bytes> {
+    let mut found = HashMap::new();
+    if !super::mma::sums_fours(chip) {
+        return found;
+    }
+    let (mut uses, mut loads) = (HashMap::new(), Vec::new());
+    walk(&k.body, &mut uses, &mut loads);
+    let mut numbers = HashMap::new();
+    dots_of(&k.body, k, wanted, &mut numbers, &mut found);
+    // Keep what is read by nothing else, products first.
+    let mut inside: HashMap<Val, usize> = HashMap::new();
+    count_inside(&k.body, &found, &mut inside);
+    let stray = |v: &Val| uses.get(v).map_or(0, |u| u.0) != inside.get(v).copied().unwrap_or(0);
+    let bad: HashSet<Val> = found.iter().filter(|(v, _)| stray(v)).map(|(_, b)| b.load).collect();
+    found.retain(|_, b| !bad.contains(&b.load));
+    found
+}
+
+fn dots_of(
+    block: &Block,
+    k: &Kernel,
+    wanted: &[Layout],
+    numbers: &mut HashMap<Val, i64>,
+    out: &mut HashMap<Val, Bytes>,
+) {
+    let mut live: HashMap<Val, Bytes> = HashMap::new();
+    for inst in &block.insts {
+        let result = inst.results.first();
+        match (&inst.op, result) {
+            (Op::Full { value: Num::Int(n), .. }, Some(r)) => {
+                numbers.extend(i64::try_from(*n).ok().map(|n| (*r, n)));
+            }
+            (Op::Broadcast { .. }, Some(r)) => {
+                let known = numbers.get(&inst.operands[0]).copied();
+                numbers.extend(known.map(|n| (*r, n)));
+            }
+            (Op::Load { masked: false, .. }, Some(r)) if k.ty(*r).dtype() == DType::U8 => {
+                live.insert(*r, Bytes { load: *r, then: Vec::new() });
+            }
+            (Op::Binary(op @ (Binary::And | Binary::Shr)), Some(r)) => {
+                if let (Some(from), Some(&n)) = (live.get(&inst.operands[0]), numbers.get(&inst.operands[1]))
+                    && (0..8).contains(&n) | (*op == Binary::And)
+                {
+                    let mut then = from.then.clone();
+                    then.push((*op, n));
+                    live.insert(*r, Bytes { load: from.load, then });
+                }
+            }
+            (Op::Mma {}, Some(r)) if wanted[r.index()] != Layout::Squares => {
+                let (a, b) = (inst.operands[1], inst.operands[2]);
+                if super::mma::is_dot(k, inst.operands[0], a, b)
+                    && let Some(bytes) = live.get(&b)
+                {
+                    let of = bytes.load;
+                    out.extend(live.iter().filter(|(_, x)| x.load == of).map(|(v, x)| (*v, x.clone())));
+                }
+            }
+            (Op::Store { .. } | Op::Scatter { .. } | Op::AtomicReduce { .. }, _) => live.clear(),
+            (Op::AtomicRmw { .. } | Op::AtomicCas { .. }, _) => live.clear(),
+            _ if !inst.blocks.is_empty() => live.clear(),
+            _ => {}
+        }
+        for b in &inst.blocks {
+            dots_of(b, k, wanted, numbers, out);
+        }
+    }
+}
+
+/// Uses of values by each other and by dot products.
+fn count_inside(block: &Block, found: &HashMap<Val, Bytes>, out: &mut HashMap<Val, usize>) {
+    for inst in &block.insts {
+        let made = inst.results.first().is_some_and(|r| found.contains_key(r));
+        if made {
+            *out.entry(inst.operands[0]).or_default() += 1;
+        }
+        if let (Op::Mma {}, [_, _, b]) = (&inst.op, &inst.operands[..]) {
+            *out.entry(*b).or_default() += 1;
+        }
+        for b in &inst.blocks {
+            count_inside(b, found, out);
+        }
+    }
 }
 
 fn stream(

@@ -27,7 +27,7 @@ pub(super) struct Access {
     index: Vec<V>,
     /// View dims that must be checked.
     checked: Vec<usize>,
-    geo: Geometry,
+    pub(super) geo: Geometry,
     /// Steps of each lane of each part.
     lanes: Vec<Vec<Steps>>,
     /// Element index of the block's origin in the buffer.
@@ -199,7 +199,7 @@ impl Fun<'_> {
 
     /// Whether rows of a two-dimensional tile lie dense in memory, `group` of them side by side element by
     /// element, and equally far apart.
-    fn direct(&mut self, a: &mut Access, group: usize) -> Option<Direct> {
+    pub(super) fn direct(&mut self, a: &mut Access, group: usize) -> Option<Direct> {
         let (rows, cuts) = (a.geo.rows, a.geo.chunks.len());
         if !a.checked.is_empty() || a.size == 0 || rows % group != 0 {
             return None;
@@ -363,6 +363,12 @@ impl Fun<'_> {
         };
         let dtype = view.buffer.dtype;
         let mut a = self.access(view, index, map, inside, layout);
+        if self.dots.contains_key(&result)
+            && let Some(direct) = self.direct(&mut a, 4)
+        {
+            self.direct.insert(result, direct);
+            return Ok(());
+        }
         if let Some(group) = self.streamed.get(&result).copied()
             && a.checked.is_empty()
         {

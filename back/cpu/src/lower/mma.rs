@@ -5,13 +5,14 @@
 //! LLVM's to give: the `internal` intrinsics. LLVM spills well but moves no loads, so loads stand next to
 //! their use and at most 8 squares are alive.
 
-use super::emit::{Reg, V};
+use super::emit::{Reg, V, int};
 use super::layout::Layout;
 use super::memory::Direct;
 use super::{Fun, Result, Tile, Value};
 use crate::target;
 use tongtu_chip::Chip;
 use tongtu_tensor::DType;
+use tongtu_tensor::scalar::Binary;
 use tongtu_tile::{Inst, Kernel, Val};
 
 /// Most accumulator squares: operands need registers too.
@@ -38,6 +39,21 @@ pub(super) fn unit(k: &Kernel, chip: &Chip, acc: Val, a: Val, b: Val) -> Option<
     fits.then_some(op)
 }
 
+/// Whether the chip adds four products of bytes to a number of 32 bits at once.
+pub(super) fn sums_fours(chip: &Chip) -> bool {
+    chip.has("avx512vnni") && chip.has("avx512bw")
+}
+
+/// Whether a product is one of signed bytes and bytes, whole vectors of them.
+pub(super) fn is_dot(k: &Kernel, acc: Val, a: Val, b: Val) -> bool {
+    let (Some((t, c)), Some((ad, a)), Some((bd, _))) =
+        (k.ty(acc).as_tile(), k.ty(a).as_tile(), k.ty(b).as_tile())
+    else {
+        return false;
+    };
+    (t, ad, bd) == (DType::I32, DType::I8, DType::U8) && a[1] % 4 == 0 && c[1] % 16 == 0
+}
+
 impl Fun<'_> {
     /// `acc + a × b` as outer products: each element of `a` is spread over the lanes of a row of `b`.
     pub(super) fn mma(&mut self, inst: &Inst) -> Result<()> {
@@ -46,6 +62,9 @@ impl Fun<'_> {
             && let Some(op) = unit(self.k, self.chip, inst.operands[0], inst.operands[1], inst.operands[2])
         {
             return self.unit_mma(inst, op);
+        }
+        if self.dot(inst)? {
+            return Ok(());
         }
         let (acc, a) = (self.tile(inst.operands[0])?.clone(), self.tile(inst.operands[1])?.clone());
         let b = self.tile(inst.operands[2])?.clone();
@@ -96,6 +115,67 @@ impl Fun<'_> {
         let tile = Tile { dtype, shape: vec![m, n], layout: Layout::Rows, parts };
         self.values[inst.results[0].index()] = Some(Value::Tile(tile));
         Ok(())
+    }
+
+    /// `acc + a × b` of bytes, four steps at a time, where the right operand lies so in memory and both are read only here. Gives
+    /// whether it was done.
+    fn dot(&mut self, inst: &Inst) -> Result<bool> {
+        let (a, b) = (inst.operands[1], inst.operands[2]);
+        let Some(bytes) = self.dots.get(&b).cloned() else { return Ok(false) };
+        let Some(right) = self.direct.get(&bytes.load).cloned() else { return Ok(false) };
+        let (_, shape) = self.tile_ty(inst.operands[1])?;
+        let (m, k) = (shape[0], shape[1]);
+        let acc = self.tile(inst.operands[0])?.clone();
+        let geo = self.geometry(&acc.shape);
+        let mut tile = self.tile(a)?.clone();
+        let mut in_memory = None;
+        if let Some(mut access) = self.pending.remove(&a) {
+            in_memory = self.direct(&mut access, 1);
+            if in_memory.is_none() {
+                let count = access.geo.parts();
+                tile.parts = (0..count).map(|p| self.load_part(&mut access, p, tile.dtype)).collect();
+            }
+        }
+        let left = match in_memory {
+            Some(direct) => direct,
+            None => {
+                let tile = Tile { parts: self.rows(&tile)?, layout: Layout::Rows, ..tile };
+                let (ptr, _) = self.spill(&tile)?;
+                Direct { ptr, stride: k.to_string().into() }
+            }
+        };
+        let mut out = self.rows(&acc)?;
+        let cuts = geo.chunks.len();
+        let (byte_ty, sum_ty) = (Reg::I8.ty(64), Reg::I32.ty(16));
+        for kk in 0..k / 4 {
+            let mut fours = Vec::with_capacity(m);
+            for i in 0..m {
+                let down = self.imul(&left.stride, &i.to_string().into());
+                let at = self.iadd(&down, &(4 * kk).to_string().into());
+                let at = self.offset(&left.ptr, &at);
+                let four = self.def(format_args!("load i32, ptr {at}, align 1"));
+                let all = self.spread(Reg::I32, &four, 16);
+                fours.push(self.conv("bitcast", &sum_ty, &all, &byte_ty));
+            }
+            for j in 0..cuts {
+                let down = self.imul(&right.stride, &kk.to_string().into());
+                let at = self.iadd(&down, &(64 * j).to_string().into());
+                let at = self.offset(&right.ptr, &at);
+                let mut x = self.def(format_args!("load {byte_ty}, ptr {at}, align 1"));
+                for &(op, n) in &bytes.then {
+                    let name = if op == Binary::And { "and" } else { "lshr" };
+                    x = self.bin(name, &byte_ty, &x, &int(Reg::I8, n, 64));
+                }
+                for (i, four) in fours.iter().enumerate() {
+                    let at = i * cuts + j;
+                    let args = [(sum_ty.as_str(), &out[at].clone()), (&byte_ty, &x), (&byte_ty, four)];
+                    out[at] = self.call(&sum_ty, "llvm.x86.avx512.vpdpbusd.512", &args);
+                }
+            }
+        }
+        let tile = Tile { parts: out, layout: Layout::Rows, ..acc };
+        self.values[inst.results[0].index()] = Some(Value::Tile(tile));
+        Ok(true)
     }
 
     fn multiply_add(&mut self, dtype: DType, n: usize, a: &V, b: &V, c: &V, inst: &Inst) -> Result<V> {

@@ -145,6 +145,10 @@ struct Fun<'k> {
     pending: HashMap<Val, memory::Access>,
     /// Those that lie in memory as the matrix unit reads them.
     direct: HashMap<Val, memory::Direct>,
+    /// Right operands of dot products of bytes, and what they are made of.
+    dots: HashMap<Val, layout::Bytes>,
+    /// What numbers of f32 that were rounded to even were before.
+    rounded: HashMap<V, V>,
     pid: [V; 3],
     grid: [V; 3],
 }
@@ -171,6 +175,8 @@ impl<'k> Fun<'k> {
             unit_operands: HashSet::new(),
             pending: HashMap::new(),
             direct: HashMap::new(),
+            dots: HashMap::new(),
+            rounded: HashMap::new(),
             pid: ["%px".into(), "%py".into(), "%pz".into()],
             grid: ["%gx".into(), "%gy".into(), "%gz".into()],
         }
@@ -178,6 +184,7 @@ impl<'k> Fun<'k> {
 
     fn lower(mut self) -> Result<Lowered> {
         (self.wanted, self.streamed, self.unit_operands) = layout::choose(self.k, self.chip);
+        self.dots = layout::dots(self.k, self.chip, &self.wanted);
         let (mut buffers, mut scalars) = (0, 0);
         self.line(format_args!("%gx = load i64, ptr %grid"));
         for (i, name) in ["gy", "gz"].iter().enumerate() {
