@@ -330,6 +330,25 @@ impl<'a> Grower<'a> {
         false
     }
 
+    /// Whether a value is bytes made elementwise from the sums of a contraction or convolution: with it that group stores a quarter of
+    /// their memory.
+    fn ends_product(&self, v: ValueId) -> bool {
+        let def = |v: ValueId| self.defs[v.index()].map(|n| &self.graph.nodes[n]);
+        let bytes = |n: &&Node| {
+            let d = self.graph.dtype(v);
+            matches!(&n.op, Op::Cast { .. }) && d.is_int() && d.bits() == 8
+        };
+        let mut at = def(v).filter(bytes);
+        for _ in 0..MAX_NODES {
+            match at {
+                Some(Node { op: Op::Contract { .. } | Op::Conv { .. }, .. }) => return true,
+                Some(n) if n.op.is_elementwise() => at = n.inputs.first().and_then(|&v| def(v)),
+                _ => return false,
+            }
+        }
+        false
+    }
+
     /// Whether the last dim of the right operand of a contraction is a dim of the result.
     fn in_memory_last(&self, v: ValueId) -> bool {
         let last = self.graph.dims(v).len().wrapping_sub(1);
@@ -492,6 +511,9 @@ impl<'a> Grower<'a> {
             return false;
         }
         if !node.outputs.iter().all(alone) {
+            return false;
+        }
+        if self.anchor.is_some() && self.ends_product(v) {
             return false;
         }
         // What many rows share is better computed once.
