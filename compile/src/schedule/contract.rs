@@ -11,7 +11,7 @@ use tongtu_tensor::scalar::{Binary, Compare, Unary};
 use tongtu_tensor::{DType, Num};
 use tongtu_tile::{Access, Factor, TileMap, Val};
 
-use super::epilogue::{epilogue_of, epilogue_view, heavy_epilogue, result_coords};
+use super::epilogue::{epilogue_of, epilogue_rows, epilogue_view, heavy_epilogue, result_coords};
 use super::tiles::{Tiles, compute_type, register_tile};
 use super::{Pack, Request, Scheduled, Unit, blocks, delinear, multiple, product};
 use crate::emit::{CAST, Coord, Emitter, KernelArg, zero_of};
@@ -322,6 +322,8 @@ struct Body<'p, 'a> {
     outs: Vec<Val>,
     /// Scratch for what follows row by row.
     finish: Option<Val>,
+    /// Scratch for a matrix unit's sums of a register tile's rows in all panels.
+    strip: Option<Val>,
     /// Scratch for several panels of one row.
     wide: Option<Val>,
     zero: Val,
@@ -400,7 +402,12 @@ impl<'p, 'a> Body<'p, 'a> {
         for (&i, c) in others.iter().zip(delinear(e, pid, other_dims)?) {
             base[i] = c;
         }
-        let by_line = heavy_epilogue(g) || p.unit.is_some();
+        let strip = match p.unit.is_some() && p.single {
+            // Rows that are a multiple of a page apart would share few sets of the nearest cache.
+            true => Some(epilogue_view(e, p.ct, p.tiles.sizes[0], NC as usize + CACHE_LINE / 4)?),
+            false => None,
+        };
+        let by_line = strip.is_none() && (heavy_epilogue(g) || p.unit.is_some());
         let finish = if by_line { Some(epilogue_view(e, p.ct, p.tiles.sizes[0], p.width)?) } else { None };
         // A single row streams several panels at once.
         let wide = match (&panels, &p.unit) {
@@ -419,6 +426,7 @@ impl<'p, 'a> Body<'p, 'a> {
             panels,
             outs,
             finish,
+            strip,
             wide,
             zero,
             one,
@@ -471,9 +479,32 @@ impl<'p, 'a> Body<'p, 'a> {
 
     /// One block of the summed dim: the left operand's rows to scratch, then every panel with every register tile of rows.
     fn block(&self, e: &mut Emitter<'_>, steps: &Steps<'_>) -> Result<(), Error> {
-        let (p, (lo, hi), (first, end)) = (self.p, self.rows, self.columns);
+        let (p, zero, (lo, hi), (first, end)) = (self.p, self.zero, self.rows, self.columns);
         self.copy_left(e, steps)?;
         let alone = if self.wide.is_some() { p.tiles.alone(e, lo, hi)? } else { hi };
+        if let Some(strip) = self.strip {
+            let count = e.b.sub(end, first)?;
+            return p.tiles.cover(e, lo, hi, &mut |e, row, size| {
+                e.for_loop(zero, count, 1, &[], |e, panel, _| {
+                    e.shape = vec![size, p.width];
+                    let at = e.b.mul_int(panel, p.width as i64)?;
+                    let panel = e.b.add(first, panel)?;
+                    let init = e.b.full(p.ct, &[size, p.width], zero_of(p.ct))?;
+                    let sums = self.multiply_unit(e, steps, (row, size), panel, &[init])?;
+                    let map = TileMap::along(&[size, p.width], &[0, 1]);
+                    e.b.store(strip, sums[0], &[zero, at], map, &[true, true])?;
+                    Ok(vec![])
+                })?;
+                let left = e.b.sub(hi, row)?;
+                let rows = e.b.int(size as i64);
+                let rows = e.b.min(rows, left)?;
+                epilogue_rows(e, p.out, strip, (rows, count, p.width), &self.outs, &mut |e, line, panel| {
+                    let line = e.b.add(row, line)?;
+                    let panel = e.b.add(first, panel)?;
+                    self.place(e, panel, Coord::at(line))
+                })
+            });
+        }
         e.for_loop(first, end, 1, &[], |e, panel, _| {
             p.tiles.cover(e, lo, alone, &mut |e, row, size| match size {
                 1 if self.wide.is_some() => Ok(()),
@@ -789,21 +820,28 @@ impl<'p, 'a> Body<'p, 'a> {
     /// What follows the contraction, on a register tile of results.
     fn store(&self, e: &mut Emitter<'_>, row: Val, panel: Val, acc: Val) -> Result<(), Error> {
         let p = self.p;
-        let first = e.b.mul_int(panel, p.width as i64)?;
         let rows = if p.tiles.padded { Some(e.b.sub(self.rows.1, row)?) } else { None };
         epilogue_of(e, p.out, acc, self.finish, rows, &self.outs, &mut |e, line| {
-            let mut c = self.base.clone();
-            if let Some(i) = self.row_dim {
-                c[i] = match line {
-                    None => Coord::along(row, 0, true),
-                    Some(line) => Coord::at(e.b.add(row, line)?),
-                };
-            }
-            if let Some(i) = self.column_dim {
-                c[i] = Coord::along(first, 1, multiple(&p.columns, p.width));
-            }
-            Ok(result_coords(e, &self.results, &c))
+            let row = match line {
+                None => Coord::along(row, 0, true),
+                Some(line) => Coord::at(e.b.add(row, line)?),
+            };
+            self.place(e, panel, row)
         })
+    }
+
+    /// Coordinates of the results from those of rows and a panel.
+    fn place(&self, e: &mut Emitter<'_>, panel: Val, row: Coord) -> Result<Vec<Coord>, Error> {
+        let p = self.p;
+        let first = e.b.mul_int(panel, p.width as i64)?;
+        let mut c = self.base.clone();
+        if let Some(i) = self.row_dim {
+            c[i] = row;
+        }
+        if let Some(i) = self.column_dim {
+            c[i] = Coord::along(first, 1, multiple(&p.columns, p.width));
+        }
+        Ok(result_coords(e, &self.results, &c))
     }
 }
 

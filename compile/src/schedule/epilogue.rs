@@ -105,3 +105,38 @@ pub fn divided_epilogue(
     e.shape = shape;
     Ok(())
 }
+
+/// The place of a row of a panel.
+pub type RowPlace<'b> = dyn FnMut(&mut Emitter<'_>, Val, Val) -> Result<Vec<Coord>, Error> + 'b;
+
+/// As [`epilogue`], from the sums of rows of neighbouring panels of `width` columns in scratch, row by row, so that memory is read and
+/// written along its lines. `coords` gives the place of a row of a panel, both counted from the first.
+pub fn epilogue_rows(
+    e: &mut Emitter<'_>,
+    anchor: ValueId,
+    sums: Val,
+    (rows, panels, width): (Val, Val, usize),
+    outs: &[Val],
+    coords: &mut RowPlace<'_>,
+) -> Result<(), Error> {
+    let g = e.graph;
+    let ct = e.b.dtype(sums);
+    let zero = e.b.int(0);
+    e.for_loop(zero, rows, 1, &[], |e, row, _| {
+        e.for_loop(zero, panels, 1, &[], |e, panel, _| {
+            e.shape = vec![1, width];
+            let first = e.b.mul_int(panel, width as i64)?;
+            let map = TileMap::along(&e.shape, &[0, 1]);
+            let acc = e.b.load(sums, &[row, first], map, &[true, true], zero_of(ct))?;
+            let t = e.b.cast(acc, g.dtype(anchor), CAST)?;
+            let c = coords(e, row, panel)?;
+            e.bind(anchor, t);
+            for (&v, &view) in g.outputs.iter().zip(outs) {
+                let t = e.emit(v, &c)?;
+                e.store_view(view, t, &c)?;
+            }
+            Ok(vec![])
+        })
+    })?;
+    Ok(())
+}

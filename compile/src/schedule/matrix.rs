@@ -12,7 +12,7 @@ use tongtu_tile::{Access, Factor, TileMap, Val};
 
 use super::contract::CACHE_LINE;
 use super::conv::Conv;
-use super::epilogue::{epilogue_of, epilogue_view};
+use super::epilogue::{epilogue_of, epilogue_rows, epilogue_view};
 use super::taps::Window;
 use super::tiles::compute_type;
 use super::{Pack, Request, Scheduled, Unit, blocks, delinear, product};
@@ -25,6 +25,8 @@ const ROWS_BYTES: i64 = 256 * 1024;
 const MAX_COLUMNS: i64 = 512;
 /// Rows that are a multiple of this many bytes apart share few sets of the nearest cache.
 const APART: i64 = 512;
+/// Bytes of a part of the kernel that are read again for each square of positions.
+const NEAR_BYTES: i64 = 512 * 1024;
 /// Least panels of a part of the kernel, and most parts.
 const PART: i64 = 4;
 
@@ -226,71 +228,102 @@ pub fn schedule(r: &Request<'_>, c: &Conv<'_>, u: Unit) -> Result<Scheduled, Err
     let step_v = e.b.int(along.step * pitch);
     let most = e.b.int(most_positions + height as i64);
     let positions = e.b.view(scratch, zero, &[most, len_v], &[step_v, one_v])?;
-    let finish = epilogue_view(&mut e, ct, height, width)?;
+    // Neighbouring channels one after another, whose results share lines of memory, where the kernel stays near.
+    let near = per_part * groups * (width * side * bytes) as i64 <= NEAR_BYTES;
+    let strip = if near { per_part as usize * width + CACHE_LINE / 4 } else { width };
+    let finish = epilogue_view(&mut e, ct, height, strip)?;
     let first_panel = e.b.mul_int(part, per_part)?;
     let end_panel = e.b.add_int(first_panel, per_part)?;
     let all_panels = e.b.int(panels);
     let end_panel = e.b.min(end_panel, all_panels)?;
     let total = e.b.mul(count_rows, line_v)?;
-    e.for_loop(first_panel, end_panel, 1, &[], |e, panel, _| {
-        let first_channel = e.b.mul_int(panel, width as i64)?;
+    let sums_of = |e: &mut Emitter<'_>, panel: Val, p: Val| -> Result<Val, Error> {
         let panel_base = e.b.mul_int(panel, groups)?;
+        e.shape = vec![height, width];
+        let init = e.b.full(ct, &[height, width], zero_of(ct))?;
+        let taps_v = e.b.int(taps);
+        let sums = e.for_loop(zero, taps_v, 1, &[init], |e, t, sums| {
+            let n = e.b.int(along.taps);
+            let (ty, tx) = (e.b.div(t, n)?, e.b.binary(Binary::Rem, t, n)?);
+            let ty = e.b.mul_int(ty, down.dilation)?;
+            let n = e.b.int(planes);
+            let (plane, at) = (e.b.binary(Binary::Rem, ty, n)?, e.b.div(ty, n)?);
+            let (plane, at) = (e.b.mul(plane, plane_len)?, e.b.mul(at, line_len)?);
+            let tx = e.b.mul_int(tx, along.dilation * pitch)?;
+            let start = e.b.add(plane, at)?;
+            let start = e.b.add(start, tx)?;
+            let tap = e.b.mul_int(t, (channels / side) as i64)?;
+            let tap = e.b.add(panel_base, tap)?;
+            let deep = e.b.int(channels as i64);
+            e.for_loop(zero, deep, depth as i64, sums, |e, k, sums| {
+                let at = e.b.add(start, k)?;
+                let map = TileMap::along(&[height, depth], &[0, 1]);
+                let left = e.b.load(positions, &[p, at], map, &[true, true], zero_of(st))?;
+                let factor = |size: usize, dim: usize| Factor { size, dim: Some(dim), step: 1 };
+                let map =
+                    TileMap(vec![vec![factor(depth / side, 0), factor(side, 2)], vec![factor(width, 1)]]);
+                let n = e.b.int(side as i64);
+                let group = e.b.div(k, n)?;
+                let group = e.b.add(tap, group)?;
+                let kt = g.dtype(c.kernel);
+                let right = e.b.load(packed_view, &[group, zero, zero], map, &[true; 3], zero_of(kt))?;
+                Ok(vec![e.b.mma(sums[0], left, right)?])
+            })
+        })?;
+        Ok(sums[0])
+    };
+    // The place of a position in the result; past the end of the row nothing is stored.
+    let place = |e: &mut Emitter<'_>, at: Val, panel: Val| -> Result<Vec<Coord>, Error> {
+        let (row, x) = (e.b.div(at, line_v)?, e.b.binary(Binary::Rem, at, line_v)?);
+        let row = e.b.add(row0, row)?;
+        let inside = e.b.compare(Compare::Lt, x, count_columns)?;
+        let column = e.b.add(col0, x)?;
+        let column = e.b.select(inside, column, out_w)?;
+        let first_channel = e.b.mul_int(panel, width as i64)?;
+        let of = |role: &ConvRole| match *role {
+            ConvRole::N => outer[0],
+            ConvRole::C => Coord::along(first_channel, 1, oc % width as i64 == 0),
+            ConvRole::S(s) if s == last => Coord::Affine { base: column, lane: None, inside: false },
+            ConvRole::S(_) => Coord::at(row),
+        };
+        Ok(spec.output.iter().map(of).collect())
+    };
+    if near {
+        let count = e.b.sub(end_panel, first_panel)?;
         e.for_loop(zero, total, height as i64, &[], |e, p, _| {
-            e.shape = vec![height, width];
-            let init = e.b.full(ct, &[height, width], zero_of(ct))?;
-            let taps_v = e.b.int(taps);
-            let sums = e.for_loop(zero, taps_v, 1, &[init], |e, t, sums| {
-                let n = e.b.int(along.taps);
-                let (ty, tx) = (e.b.div(t, n)?, e.b.binary(Binary::Rem, t, n)?);
-                let ty = e.b.mul_int(ty, down.dilation)?;
-                let n = e.b.int(planes);
-                let (plane, at) = (e.b.binary(Binary::Rem, ty, n)?, e.b.div(ty, n)?);
-                let (plane, at) = (e.b.mul(plane, plane_len)?, e.b.mul(at, line_len)?);
-                let tx = e.b.mul_int(tx, along.dilation * pitch)?;
-                let start = e.b.add(plane, at)?;
-                let start = e.b.add(start, tx)?;
-                let tap = e.b.mul_int(t, (channels / side) as i64)?;
-                let tap = e.b.add(panel_base, tap)?;
-                let deep = e.b.int(channels as i64);
-                e.for_loop(zero, deep, depth as i64, sums, |e, k, sums| {
-                    let at = e.b.add(start, k)?;
-                    let map = TileMap::along(&[height, depth], &[0, 1]);
-                    let left = e.b.load(positions, &[p, at], map, &[true, true], zero_of(st))?;
-                    let factor = |size: usize, dim: usize| Factor { size, dim: Some(dim), step: 1 };
-                    let map =
-                        TileMap(vec![vec![factor(depth / side, 0), factor(side, 2)], vec![factor(width, 1)]]);
-                    let n = e.b.int(side as i64);
-                    let group = e.b.div(k, n)?;
-                    let group = e.b.add(tap, group)?;
-                    let kt = g.dtype(c.kernel);
-                    let right = e.b.load(packed_view, &[group, zero, zero], map, &[true; 3], zero_of(kt))?;
-                    Ok(vec![e.b.mma(sums[0], left, right)?])
-                })
+            e.for_loop(zero, count, 1, &[], |e, panel, _| {
+                let at = e.b.mul_int(panel, width as i64)?;
+                let panel = e.b.add(first_panel, panel)?;
+                let sums = sums_of(e, panel, p)?;
+                let map = TileMap::along(&[height, width], &[0, 1]);
+                e.b.store(finish, sums, &[zero, at], map, &[true, true])?;
+                Ok(vec![])
             })?;
             let left = e.b.sub(total, p)?;
-            epilogue_of(e, c.out, sums[0], Some(finish), Some(left), &outs, &mut |e, index| {
-                let at = match index {
-                    Some(i) => e.b.add(p, i)?,
-                    None => p,
-                };
-                let (row, x) = (e.b.div(at, line_v)?, e.b.binary(Binary::Rem, at, line_v)?);
-                let row = e.b.add(row0, row)?;
-                // Past the end of the row nothing is stored.
-                let inside = e.b.compare(Compare::Lt, x, count_columns)?;
-                let column = e.b.add(col0, x)?;
-                let column = e.b.select(inside, column, out_w)?;
-                let of = |role: &ConvRole| match *role {
-                    ConvRole::N => outer[0],
-                    ConvRole::C => Coord::along(first_channel, 1, oc % width as i64 == 0),
-                    ConvRole::S(s) if s == last => Coord::Affine { base: column, lane: None, inside: false },
-                    ConvRole::S(_) => Coord::at(row),
-                };
-                Ok(spec.output.iter().map(of).collect())
+            let rows = e.b.int(height as i64);
+            let rows = e.b.min(rows, left)?;
+            epilogue_rows(e, c.out, finish, (rows, count, width), &outs, &mut |e, line, panel| {
+                let (at, panel) = (e.b.add(p, line)?, e.b.add(first_panel, panel)?);
+                place(e, at, panel)
             })?;
             Ok(vec![])
         })?;
-        Ok(vec![])
-    })?;
+    } else {
+        e.for_loop(first_panel, end_panel, 1, &[], |e, panel, _| {
+            e.for_loop(zero, total, height as i64, &[], |e, p, _| {
+                let sums = sums_of(e, panel, p)?;
+                let left = e.b.sub(total, p)?;
+                epilogue_of(e, c.out, sums, Some(finish), Some(left), &outs, &mut |e, line| {
+                    let at = match line {
+                        Some(i) => e.b.add(p, i)?,
+                        None => p,
+                    };
+                    place(e, at, panel)
+                })?;
+                Ok(vec![])
+            })
+        })?;
+    }
     s.launches.push(e.launch([col_blocks, row_blocks, product(&outer_dims)]));
     Ok(s)
 }
