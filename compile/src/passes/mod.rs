@@ -18,6 +18,7 @@ mod dce;
 mod dilation;
 mod elementwise;
 mod fold;
+mod four_bit;
 mod inline;
 mod layout;
 mod linear;
@@ -106,6 +107,7 @@ pub fn prepare(module: Module, options: &Options) -> Result<Module, GraphError> 
         return Err(first);
     }
     let module = if options.integers { quantised::integers(module)? } else { module };
+    let module = if options.integers { four_bit::dots(module)? } else { module };
     let module = quantised::four_bit_panels(module)?;
     let module = Module {
         graph: dce(&inline(&module.graph, &options.keep), &module.symbols),

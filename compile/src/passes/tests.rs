@@ -263,6 +263,35 @@ fn four_bit_numbers_are_laid_out_for_few_rows() {
     }
 }
 
+#[test]
+fn bytes_times_four_bit_numbers_are_one_kernel() {
+    use tongtu_graph::composite::Granularity;
+    for (rows, zero, kernel) in [(1, 8, true), (3, 5, true), (8, 0, true), (9, 8, false)] {
+        let m = module(&[&[rows, 128]], |b, x| {
+            let numbers = |i: usize| Num::from((i * 7 + i / 16) as i64 % 16);
+            let w = b.constant(Tensor::from_fn(DType::U4, &[64, 128], numbers).unwrap()).unwrap();
+            let zeros = Tensor::from_fn(DType::U4, &[64, 4], |_| Num::from(zero)).unwrap();
+            let zeros = b.constant(zeros).unwrap();
+            let scale = |i: usize| Num::Float([0.5, 0.25, 2.0][i % 3]);
+            let scales = b.constant(Tensor::from_fn(DType::F32, &[64, 4], scale).unwrap()).unwrap();
+            let blocks = Granularity::Block { axis: 1, size: 32 };
+            let w = b.dequantize(w, scales, Some(zeros), DType::F32, blocks).unwrap();
+            // A run of zeros, too, and scales that are powers of two: sums are exact.
+            let own = |i: usize| Num::Float([0.125, 1.0, 0.5][i % 3]);
+            let own = b.constant(Tensor::from_fn(DType::F32, &[rows as usize, 4], own).unwrap()).unwrap();
+            let q = b.quantize(x[0], own, None, DType::I8, blocks, true).unwrap();
+            let q = b.dequantize(q, own, None, DType::F32, blocks).unwrap();
+            vec![b.contract(q, w, &[], &[(1, 1)], DType::F32).unwrap()]
+        });
+        let p = prepare(m.clone(), &Options { integers: true, ..Options::default() }).unwrap();
+        verify(&p).unwrap();
+        assert_eq!(count(&p, "kernel") == 1, kernel, "{p}");
+        let inputs = inputs(&m, 5);
+        let (want, have) = (eval::run_tensors(&m, &inputs).unwrap(), eval::run_tensors(&p, &inputs).unwrap());
+        assert!(want[0].iter().eq(have[0].iter()), "{p}");
+    }
+}
+
 proptest! {
     /// The reciprocal of a scale in its place gives the same bytes, ties and values without an end among them.
     #[test]

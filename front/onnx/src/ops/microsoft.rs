@@ -3,7 +3,7 @@
 use tongtu_graph::ValueId;
 use tongtu_graph::composite::{AttentionSpec, Granularity, wide};
 use tongtu_tensor::dim::Dim;
-use tongtu_tensor::{Binary, Compare, DType, Tensor, Unary};
+use tongtu_tensor::{Binary, Combiner, Compare, DType, Tensor, Unary};
 
 use crate::ctx::{Ctx, NodeCtx};
 use crate::error::Result;
@@ -595,6 +595,25 @@ fn packed(bytes: &[u8], bits: usize, i: usize) -> i64 {
     i64::from((byte >> (bits * (i % per))) & (0xff >> (8 - bits)))
 }
 
+/// The accuracy level at which activations may be bytes.
+const LEVEL_BYTES: i64 = 4;
+
+/// A value's rows quantised to `i8` in runs of `block`, by the largest magnitude of each, and dequantised again.
+fn in_bytes(cx: &mut Ctx<'_, '_>, x: ValueId, block: usize) -> Result<ValueId> {
+    let dims = cx.b.dims(x);
+    let last = dims.len().saturating_sub(1);
+    let mut runs = dims.clone();
+    runs[last] = dims[last].floordiv(&Dim::from(block as i64));
+    runs.push(Dim::from(block as i64));
+    let v = cx.b.reshape(x, &runs)?;
+    let size = cx.b.unary(Unary::Abs, v)?;
+    let most = cx.b.reduce(Combiner::Max, size, &[last + 1])?;
+    let scale = cx.b.binary_const(Binary::Div, most, 127.0)?;
+    let g = Granularity::Block { axis: last, size: block as i64 };
+    let q = cx.b.quantize(x, scale, None, DType::I8, g, true)?;
+    Ok(cx.b.dequantize(q, scale, None, DType::F32, g)?)
+}
+
 /// A product with a matrix of 2, 4 or 8 bit numbers in blocks along the contracted dim, each with its scale and zero point.
 fn mat_mul_bits<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
     let a = cx.tensor(n, 0)?;
@@ -624,17 +643,22 @@ fn mat_mul_bits<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
         if t.dtype() != DType::U8 {
             return Err(n.unsupported("zero points that are not packed"));
         }
-        Ok(Some(t.iter().map(|v| v.to_i128() as u8).collect()))
+        Ok(Some(t.bytes().into_owned()))
     };
     let weights = known(1)?.ok_or_else(|| n.bad("no weights are given"))?;
     if weights.len() != columns * blocks * blob {
         return Err(n.bad(format!("{} bytes of weights", weights.len())));
     }
-    let w = Tensor::from_fn(narrow, &[columns, k], |i| {
-        let (row, at) = (i / k, i % k);
-        let start = (row * blocks + at / block) * blob;
-        packed(&weights[start..start + blob], bits, at % block).into()
-    })?;
+    let w = if k == blocks * block && block * bits == 8 * blob {
+        // Rows without gaps.
+        Tensor::from_bytes(narrow, &[columns, k], weights)?
+    } else {
+        Tensor::from_fn(narrow, &[columns, k], |i| {
+            let (row, at) = (i / k, i % k);
+            let start = (row * blocks + at / block) * blob;
+            packed(&weights[start..start + blob], bits, at % block).into()
+        })?
+    };
     let row = (blocks * bits).div_ceil(8);
     let middle = 1i64 << (bits - 1);
     let zeros = known(3)?;
@@ -649,6 +673,10 @@ fn mat_mul_bits<'m>(cx: &mut Ctx<'_, 'm>, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
     let g = Granularity::Block { axis: 1, size: block as i64 };
     let w = cx.b.dequantize(w, scales, Some(zeros), d, g)?;
     let last = cx.b.rank(a).saturating_sub(1);
+    let a = match n.int("accuracy_level", 0)? {
+        LEVEL_BYTES if d == DType::F32 && k % block == 0 => in_bytes(cx, a, block)?,
+        _ => a,
+    };
     let mut y = cx.b.contract(a, w, &[], &[(last, 1)], wide(d))?;
     if let Some(bias) = cx.opt(n, 5)? {
         let bias = cx.b.convert(bias, wide(d))?;
