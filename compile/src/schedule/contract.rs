@@ -30,6 +30,8 @@ const MC: i64 = 192;
 pub const CACHE_LINE: usize = 64;
 /// Least vectors of the right operand that one row is multiplied by at once.
 const WIDE: usize = 8;
+/// Panels whose results are finished together, so that memory is written along its lines.
+const STRIP: usize = 4;
 /// Most columns of the right operand in a block.
 const NC: i64 = 512;
 /// The same on a matrix unit where all steps are one block.
@@ -403,8 +405,8 @@ impl<'p, 'a> Body<'p, 'a> {
             base[i] = c;
         }
         let strip = match p.unit.is_some() && p.single {
-            // Rows that are a multiple of a page apart would share few sets of the nearest cache.
-            true => Some(epilogue_view(e, p.ct, p.tiles.sizes[0], NC as usize + CACHE_LINE / 4)?),
+            // Rows that are a multiple of half a page apart would share few sets of the nearest cache.
+            true => Some(epilogue_view(e, p.ct, p.tiles.sizes[0], STRIP * p.width + CACHE_LINE / 4)?),
             false => None,
         };
         let by_line = strip.is_none() && (heavy_epilogue(g) || p.unit.is_some());
@@ -479,30 +481,27 @@ impl<'p, 'a> Body<'p, 'a> {
 
     /// One block of the summed dim: the left operand's rows to scratch, then every panel with every register tile of rows.
     fn block(&self, e: &mut Emitter<'_>, steps: &Steps<'_>) -> Result<(), Error> {
-        let (p, zero, (lo, hi), (first, end)) = (self.p, self.zero, self.rows, self.columns);
+        let (p, (lo, hi), (first, end)) = (self.p, self.rows, self.columns);
         self.copy_left(e, steps)?;
         let alone = if self.wide.is_some() { p.tiles.alone(e, lo, hi)? } else { hi };
         if let Some(strip) = self.strip {
-            let count = e.b.sub(end, first)?;
             return p.tiles.cover(e, lo, hi, &mut |e, row, size| {
-                e.for_loop(zero, count, 1, &[], |e, panel, _| {
-                    e.shape = vec![size, p.width];
-                    let at = e.b.mul_int(panel, p.width as i64)?;
-                    let panel = e.b.add(first, panel)?;
-                    let init = e.b.full(p.ct, &[size, p.width], zero_of(p.ct))?;
-                    let sums = self.multiply_unit(e, steps, (row, size), panel, &[init])?;
-                    let map = TileMap::along(&[size, p.width], &[0, 1]);
-                    e.b.store(strip, sums[0], &[zero, at], map, &[true, true])?;
-                    Ok(vec![])
-                })?;
                 let left = e.b.sub(hi, row)?;
                 let rows = e.b.int(size as i64);
                 let rows = e.b.min(rows, left)?;
-                epilogue_rows(e, p.out, strip, (rows, count, p.width), &self.outs, &mut |e, line, panel| {
-                    let line = e.b.add(row, line)?;
-                    let panel = e.b.add(first, panel)?;
-                    self.place(e, panel, Coord::at(line))
-                })
+                e.for_loop(first, end, STRIP as i64, &[], |e, first, _| {
+                    let (left, most) = (e.b.sub(end, first)?, e.b.int(STRIP as i64));
+                    let count = e.b.min(left, most)?;
+                    self.strip(e, steps, strip, (row, size), (first, count))?;
+                    let mut place = |e: &mut Emitter<'_>, line: Val, panel: Val| {
+                        let line = e.b.add(row, line)?;
+                        let panel = e.b.add(first, panel)?;
+                        self.place(e, panel, Coord::at(line))
+                    };
+                    epilogue_rows(e, p.out, strip, (rows, count, p.width), &self.outs, &mut place)?;
+                    Ok(vec![])
+                })?;
+                Ok(())
             });
         }
         e.for_loop(first, end, 1, &[], |e, panel, _| {
@@ -527,6 +526,29 @@ impl<'p, 'a> Body<'p, 'a> {
                     Ok(vec![])
                 })?;
             }
+            Ok(vec![])
+        })?;
+        Ok(())
+    }
+
+    /// A matrix unit's sums of a register tile's rows in some panels, to scratch.
+    fn strip(
+        &self,
+        e: &mut Emitter<'_>,
+        steps: &Steps<'_>,
+        strip: Val,
+        (row, size): (Val, usize),
+        (first, count): (Val, Val),
+    ) -> Result<(), Error> {
+        let p = self.p;
+        e.for_loop(self.zero, count, 1, &[], |e, panel, _| {
+            e.shape = vec![size, p.width];
+            let at = e.b.mul_int(panel, p.width as i64)?;
+            let panel = e.b.add(first, panel)?;
+            let init = e.b.full(p.ct, &[size, p.width], zero_of(p.ct))?;
+            let sums = self.multiply_unit(e, steps, (row, size), panel, &[init])?;
+            let map = TileMap::along(&[size, p.width], &[0, 1]);
+            e.b.store(strip, sums[0], &[self.zero, at], map, &[true, true])?;
             Ok(vec![])
         })?;
         Ok(())
