@@ -80,7 +80,7 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
     if let (Some(u), None) = (super::matrix::unit(r, &c), r.machine.scratch) {
         return super::matrix::schedule(r, &c, u);
     }
-    if c.fits_f32(r) {
+    if c.fits_f32(r) && !super::direct::sums_fours(r, &c) {
         c.acc = DType::F32;
     }
     let ic = c.kernel_dim(r, ConvRole::C).as_const();

@@ -31,6 +31,8 @@ const APART: i64 = 2048;
 const PUSH: i64 = 64;
 /// Most register tiles of an instance for which a block is brought nearer ahead of its use.
 const PREFETCHED: i64 = 32;
+/// Steps whose products of bytes are summed at once.
+const FOUR: usize = 4;
 /// Instances that there should be at least, so that several threads have work.
 const INSTANCES: i64 = 8;
 
@@ -81,7 +83,7 @@ fn copy_rows(r: &Request<'_>, e: &mut Emitter<'_>, c: &Conv<'_>, p: &Copy<'_>) -
     let g = r.graph;
     let spec = c.spec;
     let last = spec.rank() - 1;
-    let ct = compute_type(c.acc);
+    let ct = e.b.dtype(p.scratch);
     let zero = e.b.int(0);
     let dims = g.dims(c.input).to_vec();
     let in_order = spec.input.iter().enumerate().all(|(i, role)| match *role {
@@ -232,6 +234,24 @@ fn copy_rows(r: &Request<'_>, e: &mut Emitter<'_>, c: &Conv<'_>, p: &Copy<'_>) -
     })
 }
 
+/// Whether columns lie next to each other in memory and stay so in scratch.
+fn is_planar(c: &Conv<'_>) -> bool {
+    let last = c.taps.len() - 1;
+    let window = Window::new(c.taps[last], c.spec.strides[last], c.spec.dilation[last]);
+    c.spec.input.last() == Some(&ConvRole::S(last)) && window.jump == 1 && c.spec.groups == 1
+}
+
+/// Whether products of bytes are summed four at a time, taps of a row side by side. A machine with a matrix unit for bytes also does it
+/// in vectors.
+pub fn sums_fours(r: &Request<'_>, c: &Conv<'_>) -> bool {
+    let types = [r.graph.dtype(c.input), r.graph.dtype(c.kernel)];
+    is_planar(c)
+        && c.spec.dilation[c.taps.len() - 1] == 1
+        && types == [DType::U8, DType::I8]
+        && r.machine.scratch.is_none()
+        && r.machine.unit(types[0], types[1], c.acc).is_some()
+}
+
 /// How a convolution is cut into instances and register tiles.
 struct Cuts {
     windows: Vec<Window>,
@@ -250,6 +270,8 @@ struct Cuts {
     group_panels: i64,
     /// Whether a row in scratch holds one channel after another.
     planar: bool,
+    /// Steps that one product sums at once: four of bytes as they are.
+    side: usize,
     /// Elements from one column to the next in scratch.
     pitch: i64,
     width: Dim,
@@ -293,14 +315,16 @@ impl Cuts {
         let nr = lanes * vectors;
         let nr = if groups == 1 || ocg % nr as i64 == 0 { nr } else { divisor(ocg, nr) };
         // Columns next to each other in memory stay so in scratch.
-        let planar = spec.input.last() == Some(&ConvRole::S(last)) && windows[last].jump == 1 && groups == 1;
+        let planar = is_planar(c);
+        let dots = sums_fours(r, c);
+        let side = if dots { FOUR } else { 1 };
         // Columns that are whole pages apart would push each other out of the nearest cache.
-        let bytes = ct.bits() as i64 / 8;
+        let bytes = if dots { 1 } else { ct.bits() as i64 / 8 };
         let apart = windows[last].step * ic * bytes % APART == 0;
         let pitch = if apart && !planar { ic + PUSH / bytes } else { ic };
         let height = if rank >= 2 { c.output_dim(r, ConvRole::S(last - 1)).clone() } else { Dim::from(1) };
         let mut cuts = Cuts {
-            summed: Summed::new(c, planar, spec.dilation[last] == 1 && pitch == ic, ic),
+            summed: Summed::new(c, (planar, side), spec.dilation[last] == 1 && pitch == ic, ic),
             windows,
             last,
             lanes,
@@ -310,6 +334,7 @@ impl Cuts {
             ocg,
             group_panels: (ocg + nr as i64 - 1) / nr as i64,
             planar,
+            side,
             pitch,
             width,
             height,
@@ -368,7 +393,7 @@ impl Cuts {
         let mut perm = vec![Conv::at(&spec.kernel, ConvRole::N)];
         perm.extend((0..rank).map(|i| Conv::at(&spec.kernel, ConvRole::S(i))));
         perm.insert(if self.planar { rank } else { rank + 1 }, Conv::at(&spec.kernel, ConvRole::C));
-        Pack { input, perm, columns: 0, width: self.tile.1, group: (1, 1) }
+        Pack { input, perm, columns: 0, width: self.tile.1, group: (self.side, self.side) }
     }
 
     /// Elements of scratch beyond the rows that a block may write or read.
@@ -420,10 +445,11 @@ struct Summed {
 
 impl Summed {
     /// `dense`: whether neighbouring taps of a row lie next to each other.
-    fn new(c: &Conv<'_>, planar: bool, dense: bool, ic: i64) -> Summed {
+    fn new(c: &Conv<'_>, (planar, side): (bool, usize), dense: bool, ic: i64) -> Summed {
         let last = c.taps.len() - 1;
         let (len, of_row) = match (planar, dense) {
-            (true, _) => (c.taps[last], ic),
+            // What is read past the taps is multiplied by zeros.
+            (true, _) => ((c.taps[last] as usize).next_multiple_of(side) as i64, ic),
             (_, true) => (c.taps[last] * ic, 1),
             _ => (ic, c.taps[last]),
         };
@@ -647,9 +673,18 @@ impl Body<'_> {
             _ => Factor { size: depth, dim: Some(1), step: c.windows[c.last].dilation },
         };
         let map = TileMap(vec![factors, vec![along]]);
-        let a = e.b.load(self.rows, &[line, from], map, &[true, true], zero_of(ct))?;
+        let st = e.b.dtype(self.rows);
+        let a = e.b.load(self.rows, &[line, from], map, &[true, true], zero_of(st))?;
         let steps = if depth == 1 { Coord::at(step) } else { Coord::along(step, 0, true) };
         let zero = e.b.int(0);
+        if c.side > 1 {
+            let factor = |size: usize, dim: usize| Factor { size, dim: Some(dim), step: 1 };
+            let map = TileMap(vec![vec![factor(depth / c.side, 1), factor(c.side, 3)], vec![factor(nr, 2)]]);
+            let n = e.b.int(c.side as i64);
+            let at = [p.panel, e.b.div(step, n)?, zero, zero];
+            let b = e.b.load(self.panels.1, &at, map, &[true; 4], zero_of(self.kernel))?;
+            return Ok(e.b.mma(acc, a, b)?);
+        }
         let at = [Coord::at(p.panel), steps, Coord::along(zero, 1, true)];
         let shape = std::mem::replace(&mut e.shape, vec![depth, nr]);
         let (buffer, view, strides, dims) = &self.panels;
@@ -708,8 +743,12 @@ pub fn schedule(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
     let pack = cuts.pack(c.spec, input);
     // A panel's taps and channels as one dim.
     let taps: i64 = c.taps.iter().product();
-    let panel_dims =
+    let mut panel_dims =
         vec![pack.dims(g.dims(c.kernel))[0].clone(), Dim::from(taps * cuts.ic), Dim::from(nr as i64)];
+    if cuts.side > 1 {
+        panel_dims[1] = Dim::from(cuts.summed.runs * cuts.summed.len / cuts.side as i64);
+        panel_dims.push(Dim::from(cuts.side as i64));
+    }
     let arg = pack.place(r, &mut s)?;
 
     let mut e = Emitter::new(r.name, g);
@@ -756,7 +795,8 @@ pub fn schedule(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
     let flat_rows: i64 = cuts.outer_len.iter().product();
     let cols = cuts.windows[last].span(cuts.columns);
     let len = flat_rows * cols * cuts.pitch + cuts.slack();
-    let scratch = e.b.alloc(ct, len as usize)?;
+    let st = if cuts.side > 1 { g.dtype(c.input) } else { ct };
+    let scratch = e.b.alloc(st, len as usize)?;
     let len_v = e.b.int(len);
     let all = e.b.view(scratch, zero, &[len_v], &[one])?;
     let (fr, reach) = (e.b.int(flat_rows), e.b.add_int(line_v, cuts.slack())?);

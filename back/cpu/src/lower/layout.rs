@@ -167,11 +167,14 @@ fn dots_of(
                 let known = numbers.get(&inst.operands[0]).copied();
                 numbers.extend(known.map(|n| (*r, n)));
             }
-            (Op::Load { masked: false, .. }, Some(r)) if k.ty(*r).dtype() == DType::U8 => {
+            (Op::Load { masked: false, .. }, Some(r))
+                if matches!(k.ty(*r).dtype(), DType::U8 | DType::I8) =>
+            {
                 live.insert(*r, Bytes { load: *r, then: Vec::new() });
             }
             (Op::Binary(op @ (Binary::And | Binary::Shr)), Some(r)) => {
                 if let (Some(from), Some(&n)) = (live.get(&inst.operands[0]), numbers.get(&inst.operands[1]))
+                    && k.ty(*r).dtype() == DType::U8
                     && (0..8).contains(&n) | (*op == Binary::And)
                 {
                     let mut then = from.then.clone();

@@ -44,14 +44,15 @@ pub(super) fn sums_fours(chip: &Chip) -> bool {
     chip.has("avx512vnni") && chip.has("avx512bw")
 }
 
-/// Whether a product is one of signed bytes and bytes, whole vectors of them.
+/// Whether a product is one of signed and unsigned bytes, whole vectors of them.
 pub(super) fn is_dot(k: &Kernel, acc: Val, a: Val, b: Val) -> bool {
     let (Some((t, c)), Some((ad, a)), Some((bd, _))) =
         (k.ty(acc).as_tile(), k.ty(a).as_tile(), k.ty(b).as_tile())
     else {
         return false;
     };
-    (t, ad, bd) == (DType::I32, DType::I8, DType::U8) && a[1] % 4 == 0 && c[1] % 16 == 0
+    let mixed = matches!((ad, bd), (DType::I8, DType::U8) | (DType::U8, DType::I8));
+    t == DType::I32 && mixed && a[1] % 4 == 0 && c[1] % 16 == 0
 }
 
 impl Fun<'_> {
@@ -127,6 +128,7 @@ impl Fun<'_> {
         let (m, k) = (shape[0], shape[1]);
         let acc = self.tile(inst.operands[0])?.clone();
         let geo = self.geometry(&acc.shape);
+        let right_unsigned = self.tile_ty(b)?.0 == DType::U8;
         let mut tile = self.tile(a)?.clone();
         let mut in_memory = None;
         if let Some(mut access) = self.pending.remove(&a) {
@@ -168,7 +170,9 @@ impl Fun<'_> {
                 }
                 for (i, four) in fours.iter().enumerate() {
                     let at = i * cuts + j;
-                    let args = [(sum_ty.as_str(), &out[at].clone()), (&byte_ty, &x), (&byte_ty, four)];
+                    // The unsigned one first.
+                    let (u, i) = if right_unsigned { (&x, four) } else { (four, &x) };
+                    let args = [(sum_ty.as_str(), &out[at].clone()), (&byte_ty, u), (&byte_ty, i)];
                     out[at] = self.call(&sum_ty, "llvm.x86.avx512.vpdpbusd.512", &args);
                 }
             }
