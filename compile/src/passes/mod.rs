@@ -107,7 +107,7 @@ pub fn prepare(module: Module, options: &Options) -> Result<Module, GraphError> 
         return Err(first);
     }
     let module = if options.integers { quantised::integers(module)? } else { module };
-    let module = if options.integers { four_bit::dots(module)? } else { module };
+    let module = if options.integers { four_bit::kernels(module)? } else { module };
     let module = quantised::four_bit_panels(module)?;
     let module = Module {
         graph: dce(&inline(&module.graph, &options.keep), &module.symbols),
