@@ -710,7 +710,8 @@ fn rows_before<'a>(outer: &Grower<'a>, product: usize) -> Option<Grower<'a>> {
     let columns = (0..graph.dims(v).len()).find(|d| !shared(d)).map(|d| &graph.dims(v)[d])?.as_const()?;
     let in_memory = |v: ValueId| outer.defs[v.index()].is_none_or(|n| !g.members[n] && !outer.members[n]);
     let fits = head.max(columns) <= MAX_HEAD
-        && [q, k, v].into_iter().all(in_memory)
+        && (in_memory(q) || g.narrows(q))
+        && [k, v].into_iter().all(in_memory)
         && outer.count + g.count <= MAX_NODES;
     fits.then_some(g)
 }

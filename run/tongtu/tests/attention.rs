@@ -178,3 +178,68 @@ fn products_of_bytes_are_exact() {
         }
     }
 }
+
+#[test]
+fn attention_of_bf16_is_one_kernel_and_right() {
+    // Queries, keys, head size, columns, whether sizes are known before.
+    let cases = [
+        (37, 70, 64, 64, true),
+        (9, 33, 32, 40, true),
+        (130, 300, 64, 72, true),
+        (1, 50, 64, 64, true),
+        (20, 40, 24, 32, true),
+        (43, 77, 32, 32, false),
+        (3, 64, 64, 32, false),
+    ];
+    for (s, t, d, c, known) in cases {
+        let mut symbols = Symbols::new();
+        let mut size = |n: usize, name: &str| match known {
+            true => Dim::from(n as i64),
+            false => Dim::from(symbols.fresh(name)),
+        };
+        let (rows, keys) = (size(s, "s"), size(t, "t"));
+        let dims = |n: &Dim, d: usize| vec![Dim::from(2), n.clone(), Dim::from(3), Dim::from(d as i64)];
+        let inputs = [
+            (DType::F32, dims(&rows, d), vec![2, s, 3, d]),
+            (DType::F32, dims(&keys, d), vec![2, t, 3, d]),
+            (DType::F32, dims(&keys, c), vec![2, t, 3, c]),
+            (DType::F32, vec![Dim::from(2), Dim::from(1), Dim::from(1), keys.clone()], vec![2, 1, 1, t]),
+        ];
+        let build = |b: &mut Builder<'_>, x: &[ValueId]| {
+            let heads = |b: &mut Builder<'_>, v: ValueId| {
+                let v = b.convert(v, DType::BF16).expect("a cast");
+                b.permute(v, &[0, 2, 1, 3]).expect("permute")
+            };
+            let (q, k, v) = (heads(b, x[0]), heads(b, x[1]), heads(b, x[2]));
+            let scores = b.contract(q, k, &[(0, 0), (1, 1)], &[(3, 3)], DType::F32).expect("scores");
+            let scores = b.sub(scores, x[3]).expect("a mask");
+            let p = b.softmax(scores, 3).expect("softmax");
+            let p = b.convert(p, DType::BF16).expect("a cast");
+            let y = b.contract(p, v, &[(0, 0), (1, 1)], &[(3, 2)], DType::F32).expect("a product");
+            let y = b.permute(y, &[0, 2, 1, 3]).expect("permute");
+            b.convert(y, DType::BF16).expect("a cast")
+        };
+        let name = format!("{s} queries, {t} keys of {d}");
+        let groups = check(&name, symbols, &Case { inputs: &inputs, build: &build }, &[]);
+        assert_eq!(groups, [2], "{name}");
+    }
+}
+
+#[test]
+fn products_of_bf16_are_right_whatever_the_right_operand() {
+    for (m, k, n) in [(37, 64, 70), (5, 1056, 33), (129, 96, 64)] {
+        for (across, constants) in [(false, &[][..]), (true, &[]), (false, &[1]), (true, &[1])] {
+            let right = if across { [3, n, k] } else { [3, k, n] };
+            let inputs =
+                [(DType::F32, fixed(&[3, m, k]), vec![3, m, k]), (DType::F32, fixed(&right), right.to_vec())];
+            let build = |b: &mut Builder<'_>, x: &[ValueId]| {
+                let left = b.convert(x[0], DType::BF16).expect("a cast");
+                let right = b.convert(x[1], DType::BF16).expect("a cast");
+                let over = (2, if across { 2 } else { 1 });
+                b.contract(left, right, &[(0, 0)], &[over], DType::F32).expect("a product")
+            };
+            let name = format!("{m} x {k} x {n}, {across}, {constants:?}");
+            check(&name, Symbols::new(), &Case { inputs: &inputs, build: &build }, constants);
+        }
+    }
+}
