@@ -1,6 +1,7 @@
 //! A kernel of the tile instruction set inside a graph, through the compiler and on the CPU.
 
 use tongtu::{Options, Session, Tensor, Value, VerifyOptions, pipeline};
+use tongtu_graph::composite::Granularity;
 use tongtu_graph::eval::run_tensors;
 use tongtu_graph::{Builder, Module, Op, Type};
 use tongtu_tensor::{DType, Dim};
@@ -67,5 +68,44 @@ fn a_kernel_of_the_model_is_compiled_and_verified() {
         // The operand that shares the result's buffer keeps its contents.
         let again = session.run(&[("x", Value::from(x))]).unwrap();
         assert!(again.tensor(names[1]).unwrap().same_bits(&want[1]), "{rows} x {n}");
+    }
+}
+
+/// Rows of `f32`, or of bytes in runs of 32 with a scale of their own, times 4-bit numbers in such runs.
+fn four_bits(rows: i64, bytes: bool) -> Module {
+    let mut m = Module::default();
+    let rows = if rows == 0 { Dim::from(m.symbols.fresh("rows")) } else { Dim::from(rows) };
+    let x = m.graph.add_input(Type::tensor(DType::F32, [rows.clone(), 192.into()]), Some("x".into()));
+    let mut b = Builder::new(&mut m.graph, &mut m.symbols);
+    let number = |i: usize| (((i * 11) ^ (i / 7)) % 16) as i64;
+    let w = b.constant(Tensor::from_fn(DType::U4, &[128, 192], |i| number(i).into()).unwrap()).unwrap();
+    let zeros = b.constant(Tensor::from_fn(DType::U4, &[128, 6], |_| 6i64.into()).unwrap()).unwrap();
+    let scale = |i: usize| [0.5, 0.25, 2.0][i % 3].into();
+    let scales = b.constant(Tensor::from_fn(DType::F32, &[128, 6], scale).unwrap()).unwrap();
+    let runs = Granularity::Block { axis: 1, size: 32 };
+    let w = b.dequantize(w, scales, Some(zeros), DType::F32, runs).unwrap();
+    let own = b.constant(Tensor::from_fn(DType::F32, &[6], |i| scale(i + 1)).unwrap()).unwrap();
+    let own = b.broadcast(own, &[rows, 6.into()], &[1]).unwrap();
+    let q = b.quantize(x, own, None, DType::I8, runs, true).unwrap();
+    let q = if bytes { b.dequantize(q, own, None, DType::F32, runs).unwrap() } else { x };
+    m.graph.outputs = vec![b.contract(q, w, &[], &[(1, 1)], DType::F32).unwrap()];
+    m
+}
+
+#[test]
+fn rows_times_four_bit_numbers() {
+    for (known, bytes, rows) in
+        [(1, true, 1), (5, true, 5), (0, true, 7), (12, true, 12), (1, false, 1), (3, false, 3)]
+    {
+        let m = four_bits(known, bytes);
+        let plan = pipeline::compile(m.clone(), &Options::host().threads(1).without_cache()).unwrap();
+        let session = Session::from_plan(plan, &Options::host().threads(1)).unwrap();
+        // Small whole numbers and quarters: sums are exact.
+        let values: Vec<f32> = (0..rows * 192).map(|i| ((i * 29) % 97) as f32 * 0.25 - 12.0).collect();
+        let x = Tensor::from_slice(&[rows, 192], &values).unwrap();
+        let want = run_tensors(&m, std::slice::from_ref(&x)).unwrap();
+        let got = session.run(&[("x", Value::from(x))]).unwrap();
+        let name = session.output_names()[0].to_string();
+        assert!(got.tensor(&name).unwrap().same_bits(&want[0]), "{rows} rows, bytes: {bytes}");
     }
 }
