@@ -159,8 +159,10 @@ struct Plan<'a> {
     scratch: DType,
     lanes: usize,
     unit: Option<Unit>,
-    /// Steps of one multiplication.
+    /// Steps of one multiplication, whether of the matrix unit or of vectors.
     depth: usize,
+    /// Whether the steps of a block are always a multiple of these.
+    whole: bool,
     /// Steps side by side in the right operand.
     side: usize,
     tiles: Tiles,
@@ -201,10 +203,12 @@ impl<'a> Plan<'a> {
         let steps = a.over.get(inner).map_or(Dim::from(1), |&d| g.dims(a.value)[d].clone());
         let by_rows = a.free_last() != Some(last);
 
-        let (mut height, vectors) = register_tile(r, ct, columns.as_const(), |most| match rows.as_const() {
-            Some(m) if m > 0 => m as f64 / (m as u64).div_ceil(most as u64) as f64,
-            _ => most as f64,
-        });
+        let picked = if by_rows { r.machine.steps(ct) } else { 1 };
+        let (mut height, vectors) =
+            register_tile(r, ct, columns.as_const(), picked, |most| match rows.as_const() {
+                Some(m) if m > 0 => m as f64 / (m as u64).div_ceil(most as u64) as f64,
+                _ => most as f64,
+            });
         let (a_type, b_type) = (g.dtype(a.value), g.dtype(b.value));
         let bytes = byte_size(b_type);
         // Two by two squares of a matrix unit, operands as they are.
@@ -245,6 +249,8 @@ impl<'a> Plan<'a> {
         let tall = rows.ceildiv(&Dim::from(block)).max(&one).min(&Dim::from(2));
         let blocks = panels.ceildiv(&Dim::from(most_panels)).max(&(Dim::from(3) - tall));
         let panel_block = panels.ceildiv(&blocks).max(&one);
+        let depth = unit.map_or(picked, |u| u.shape[2]);
+        let whole = unit.is_some() || multiple(&steps, depth);
         Ok(Plan {
             r,
             node: n,
@@ -259,7 +265,8 @@ impl<'a> Plan<'a> {
             ct,
             scratch: if unit.is_some() { a_type } else { ct },
             lanes,
-            depth: unit.map_or(1, |u| u.shape[2]),
+            depth,
+            whole,
             side: unit.map_or(1, |_| 4 / bytes),
             unit,
             tiles,
@@ -347,7 +354,8 @@ pub fn schedule(r: &Request<'_>, n: usize) -> Result<Scheduled, Error> {
     let p = Plan::new(r, n)?;
     let g = r.graph;
     let mut s = Scheduled::default();
-    let packed = p.b.place(r, &mut s, &p.walk(), p.width, (p.side, p.depth))?;
+    let group = if p.unit.is_some() { (p.side, p.depth) } else { (1, 1) };
+    let packed = p.b.place(r, &mut s, &p.walk(), p.width, group)?;
     let mut e = Emitter::new(r.name, g);
     e.leaves_of(&g.outputs, &[p.out])?;
     e.leaves_of(&[p.a.value], &[])?;
@@ -733,32 +741,45 @@ impl<'p, 'a> Body<'p, 'a> {
         let down = e.b.sub(row, self.rows.0)?;
         let view = if p.by_rows { self.a_view } else { self.left_tile(e, row, size)? };
         let next = self.share(e, steps, (row, size), panel)?;
-        e.for_loop(self.zero, steps.count, 1, init, |e, i, sums| {
-            let k = e.b.add(steps.first, i)?;
-            let (map, index) = match p.by_rows {
-                true => (TileMap::along(&[size, 1], &[0, 1]), [down, i]),
-                false => (TileMap::along(&[size, 1], &[1, 0]), [i, self.zero]),
-            };
-            let mut out = Vec::new();
-            for (j, &sum) in sums.iter().enumerate() {
-                let panel = e.b.add_int(panel, j as i64)?;
-                if let Some((packed, begin, each)) = next {
-                    let far = e.b.mul(i, each)?;
-                    let at = e.b.add(begin, far)?;
-                    e.b.prefetch(packed, &[at])?;
+        let turns = |e: &mut Emitter<'_>, (lo, hi): (Val, Val), depth: usize, init: &[Val]| {
+            e.for_loop(lo, hi, depth as i64, init, |e, i, sums| {
+                let k = e.b.add(steps.first, i)?;
+                let (map, index) = match p.by_rows {
+                    true => (TileMap::along(&[size, depth], &[0, 1]), [down, i]),
+                    false => (TileMap::along(&[size, depth], &[1, 0]), [i, self.zero]),
+                };
+                let mut out = Vec::new();
+                for (j, &sum) in sums.iter().enumerate() {
+                    let panel = e.b.add_int(panel, j as i64)?;
+                    for step in 0..depth {
+                        if let Some((packed, begin, each)) = next {
+                            let i = e.b.add_int(i, step as i64)?;
+                            let far = e.b.mul(i, each)?;
+                            let at = e.b.add(begin, far)?;
+                            e.b.prefetch(packed, &[at])?;
+                        }
+                    }
+                    let right = self.right(e, steps, panel, (k, depth))?;
+                    let right = e.b.cast(right, p.ct, CAST)?;
+                    let left = e.b.load(view, &index, map.clone(), &[true, true], zero_of(p.ct))?;
+                    out.push(e.b.mma(sum, left, right)?);
                 }
-                let right = self.right(e, steps, panel, k)?;
-                let right = e.b.cast(right, p.ct, CAST)?;
-                let left = e.b.load(view, &index, map.clone(), &[true, true], zero_of(p.ct))?;
-                out.push(e.b.mma(sum, left, right)?);
-            }
-            Ok(out)
-        })
+                Ok(out)
+            })
+        };
+        if p.whole {
+            return turns(e, (self.zero, steps.count), p.depth, init);
+        }
+        let depth = e.b.int(p.depth as i64);
+        let rest = e.b.binary(Binary::Rem, steps.count, depth)?;
+        let end = e.b.sub(steps.count, rest)?;
+        let sums = turns(e, (self.zero, end), p.depth, init)?;
+        turns(e, (end, steps.count), 1, &sums)
     }
 
     /// Coordinates of a row of a panel, but for the column.
-    fn panel_row(&self, steps: &Steps<'_>, panel: Val, k: Val) -> Vec<Coord> {
-        let summed = steps.outer.iter().copied().chain((!self.p.b.over.is_empty()).then_some(Coord::at(k)));
+    fn panel_row(&self, steps: &Steps<'_>, panel: Val, k: Coord) -> Vec<Coord> {
+        let summed = steps.outer.iter().copied().chain((!self.p.b.over.is_empty()).then_some(k));
         self.lead().chain([Coord::at(panel)]).chain(summed).collect()
     }
 
@@ -787,7 +808,7 @@ impl<'p, 'a> Body<'p, 'a> {
         let line = e.b.mul_int(steps.count, self.p.width as i64)?;
         let done = e.b.mul(down, line)?;
         let mut begin = e.b.div(done, rows)?;
-        for (c, stride) in self.panel_row(steps, panel, first).into_iter().zip(strides) {
+        for (c, stride) in self.panel_row(steps, panel, Coord::at(first)).into_iter().zip(strides) {
             let Coord::Affine { base, .. } = c else { return Ok(None) };
             let far = e.b.mul(base, *stride)?;
             begin = e.b.add(begin, far)?;
@@ -800,18 +821,29 @@ impl<'p, 'a> Body<'p, 'a> {
         Ok(Some((packed, begin, each)))
     }
 
-    /// A row of the right operand: the columns of a panel at one step.
-    fn right(&self, e: &mut Emitter<'_>, steps: &Steps<'_>, panel: Val, k: Val) -> Result<Val, Error> {
+    /// Rows of the right operand: the columns of a panel at some steps from one on.
+    fn right(
+        &self,
+        e: &mut Emitter<'_>,
+        steps: &Steps<'_>,
+        panel: Val,
+        (k, depth): (Val, usize),
+    ) -> Result<Val, Error> {
         let p = self.p;
-        if let Some((buffer, (view, strides), dims)) = &self.panels {
+        let k = if depth == 1 { Coord::at(k) } else { Coord::along(k, 0, true) };
+        let shape = std::mem::replace(&mut e.shape, vec![depth, p.width]);
+        let tile = if let Some((buffer, (view, strides), dims)) = &self.panels {
             let mut c = self.panel_row(steps, panel, k);
             c.push(Coord::along(self.zero, 1, true));
-            return e.load_view(*buffer, *view, strides, dims, &c, zero_of(p.r.graph.dtype(p.b.value)));
-        }
-        let first = e.b.mul_int(panel, p.width as i64)?;
-        let columns = Coord::along(first, 1, multiple(&p.columns, p.width));
-        let t = e.emit(p.b.value, &self.operand(&p.b, columns, steps.outer, Coord::at(k)))?;
-        Ok(e.b.broadcast(t, &[1, p.width])?)
+            e.load_view(*buffer, *view, strides, dims, &c, zero_of(p.r.graph.dtype(p.b.value)))?
+        } else {
+            let first = e.b.mul_int(panel, p.width as i64)?;
+            let columns = Coord::along(first, 1, multiple(&p.columns, p.width));
+            let t = e.emit(p.b.value, &self.operand(&p.b, columns, steps.outer, k))?;
+            e.b.broadcast(t, &[depth, p.width])?
+        };
+        e.shape = shape;
+        Ok(tile)
     }
 
     /// A register tile's sums at the end of a block: to scratch, or after the last block what follows.

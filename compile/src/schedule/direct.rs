@@ -261,6 +261,8 @@ struct Cuts {
     lanes: usize,
     /// Register tile: outputs, channels.
     tile: (usize, usize),
+    /// Steps of one multiplication.
+    depth: usize,
     groups: i64,
     /// Input channels of a group.
     ic: i64,
@@ -305,7 +307,10 @@ impl Cuts {
         let windows: Vec<Window> =
             (0..rank).map(|s| Window::new(c.taps[s], spec.strides[s], spec.dilation[s])).collect();
         let width = c.output_dim(r, ConvRole::S(last)).clone();
-        let (mr, vectors) = register_tile(r, ct, Some(ocg), |most| match width.as_const() {
+        // Columns next to each other in memory stay so in scratch.
+        let planar = is_planar(c);
+        let depth = if planar { 1 } else { r.machine.steps(ct) };
+        let (mr, vectors) = register_tile(r, ct, Some(ocg), depth, |most| match width.as_const() {
             // Several short rows are one tile.
             Some(w) if w > 0 && w <= most as i64 => (most as i64 / w * w) as f64,
             Some(w) if w > 0 => w as f64 / (w as u64).div_ceil(most as u64) as f64,
@@ -314,8 +319,6 @@ impl Cuts {
         // In a grouped convolution the group's output channels start a panel.
         let nr = lanes * vectors;
         let nr = if groups == 1 || ocg % nr as i64 == 0 { nr } else { divisor(ocg, nr) };
-        // Columns next to each other in memory stay so in scratch.
-        let planar = is_planar(c);
         let dots = sums_fours(r, c);
         let side = if dots { FOUR } else { 1 };
         // Columns that are whole pages apart would push each other out of the nearest cache.
@@ -329,6 +332,7 @@ impl Cuts {
             last,
             lanes,
             tile: (mr, nr),
+            depth,
             groups,
             ic,
             ocg,
@@ -482,6 +486,11 @@ impl Summed {
         Ok([(lo, e.b.min(hi, runs)?), (zero, len)])
     }
 
+    /// Whether what a block takes of a run is a multiple of some steps.
+    fn whole(&self, steps: i64) -> bool {
+        self.len % steps == 0 && (self.cuts == 1 || self.cut % steps == 0)
+    }
+
     /// Elements of a block along the summed dim, about.
     fn depth(&self) -> i64 {
         if self.cuts > 1 { self.cut } else { self.per * self.len }
@@ -626,7 +635,17 @@ impl Body<'_> {
             if c.planar {
                 return sum(e, zero, c.summed.len as usize, carried[0]);
             }
-            e.for_loop(lo, hi, 1, carried, |e, k, carried| sum(e, k, 1, carried[0]))
+            let turns = |e: &mut Emitter<'_>, (lo, hi): (Val, Val), depth: usize, carried: &[Val]| {
+                e.for_loop(lo, hi, depth as i64, carried, |e, k, carried| sum(e, k, depth, carried[0]))
+            };
+            if c.summed.whole(c.depth as i64) {
+                return turns(e, (lo, hi), c.depth, carried);
+            }
+            let (span, depth) = (e.b.sub(hi, lo)?, e.b.int(c.depth as i64));
+            let rest = e.b.binary(Binary::Rem, span, depth)?;
+            let end = e.b.sub(hi, rest)?;
+            let carried = turns(e, (lo, end), c.depth, carried)?;
+            turns(e, (end, hi), 1, &carried)
         })?[0];
         let (Some(view), Some(block)) = (self.sums, p.block) else { return self.finish(e, p, acc) };
         // Blocks are summed by themselves first: rounding errors grow with their number and length, not with their product.
@@ -670,7 +689,11 @@ impl Body<'_> {
         }
         let along = match depth {
             1 => Factor { size: 1, dim: None, step: 0 },
-            _ => Factor { size: depth, dim: Some(1), step: c.windows[c.last].dilation },
+            _ => Factor {
+                size: depth,
+                dim: Some(1),
+                step: if c.planar { c.windows[c.last].dilation } else { 1 },
+            },
         };
         let map = TileMap(vec![factors, vec![along]]);
         let st = e.b.dtype(self.rows);

@@ -95,6 +95,8 @@ pub struct Machine {
     pub vector_bytes: usize,
     /// Number of vector registers.
     pub registers: usize,
+    /// Bytes of a vector that multiply-adds pick one element of for all their lanes; 0 where they do not.
+    pub picked_bytes: usize,
     /// Matrix units.
     pub units: [Option<Unit>; 8],
     /// Bytes of the smallest scratchpad, on machines whose tiles lie in scratchpads: a tile is no larger. A tile of one vector
@@ -131,6 +133,7 @@ impl Machine {
         Machine {
             vector_bytes: scratch.map_or(register, |s| (s / VECTORS).max(register)),
             registers: chip.vector.registers as usize,
+            picked_bytes: chip.vector.picked_bits.unwrap_or(0) as usize / 8,
             units,
             scratch,
         }
@@ -138,6 +141,10 @@ impl Machine {
     /// The matrix unit that takes these element types.
     pub fn unit(&self, lhs: DType, rhs: DType, acc: DType) -> Option<Unit> {
         self.units.iter().flatten().find(|u| u.types == [lhs, rhs, acc]).copied()
+    }
+    /// Steps of a product whose elements of the left operand one load brings: as many are one multiplication of tiles.
+    pub fn steps(&self, dtype: DType) -> usize {
+        if dtype.is_float() { (self.picked_bytes * 8 / dtype.bits() as usize).max(1) } else { 1 }
     }
     /// Elements of a type in a vector register.
     pub fn lanes(&self, dtype: DType) -> usize {

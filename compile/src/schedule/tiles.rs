@@ -10,24 +10,29 @@ use crate::emit::Emitter;
 use crate::error::Error;
 
 /// Register tiles of a machine: vectors a row, and the most rows whose sums stay in registers beside a row of the right operand and one
-/// element of the left.
-const fn register_tiles(registers: usize) -> &'static [(usize, usize)] {
-    if registers >= 32 { &[(1, 24), (2, 14), (3, 9), (4, 6), (5, 5)] } else { &[(1, 10), (2, 6)] }
+/// element of the left, or beside the four rows and one vector that a row of the left takes where elements are picked out of it.
+const fn register_tiles(registers: usize, picked: bool) -> &'static [(usize, usize)] {
+    match (registers >= 32, picked) {
+        (true, false) => &[(1, 24), (2, 14), (3, 9), (4, 6), (5, 5)],
+        (true, true) => &[(1, 24), (2, 9), (3, 5)],
+        (false, _) => &[(1, 10), (2, 6)],
+    }
 }
 
 /// The tallest register tile of some vectors a row.
 pub fn tallest(r: &Request<'_>, vectors: usize) -> usize {
-    let tiles = register_tiles(r.machine.registers);
+    let tiles = register_tiles(r.machine.registers, false);
     tiles.iter().find(|t| t.0 == vectors).map_or(1, |t| t.1)
 }
 
 /// The register tile for results of some columns, as far as they are known: most rows, vectors a row. It is the one with the fewest
-/// instructions: multiply-adds, loads of the right operand, loads of the left operand and steps of the loop. `height` gives the rows of a
-/// tile on average where at most so many fit.
+/// instructions: multiply-adds, loads of the right operand, loads of the left operand and steps of the loop, `steps` of which are one
+/// turn. `height` gives the rows of a tile on average where at most so many fit.
 pub fn register_tile(
     r: &Request<'_>,
     ct: DType,
     columns: Option<i64>,
+    steps: usize,
     height: impl Fn(usize) -> f64,
 ) -> (usize, usize) {
     let lanes = r.machine.lanes(ct) as i64;
@@ -37,10 +42,11 @@ pub fn register_tile(
             Some(c) => ((c + lanes * vectors as i64 - 1) / (lanes * vectors as i64)).max(1) as f64,
             None => 1.0 / v,
         };
-        panels * (v + 1.0 + (v + 0.5) / height(most).max(1.0))
+        let each = 1.0 / steps as f64;
+        panels * (v + each + (v + 0.5 * each) / height(most).max(1.0))
     };
     let mut best = (f64::INFINITY, (1, 1));
-    for tile in register_tiles(r.machine.registers) {
+    for tile in register_tiles(r.machine.registers, steps > 1) {
         let cost = cost(tile);
         if cost < best.0 {
             best = (cost, (tile.1, tile.0));

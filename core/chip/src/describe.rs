@@ -134,6 +134,8 @@ pub struct VectorUnit {
     pub max_bits: Option<u32>,
     /// Vector registers a program sees.
     pub registers: u32,
+    /// Bits of a vector of which a multiply-add picks one element for all its lanes; absent where it picks none.
+    pub picked_bits: Option<u32>,
     /// Where width and number come from.
     pub source: String,
     /// f32 operations a cycle of one core, a multiply-add counting as two.

@@ -524,6 +524,33 @@ impl Fun<'_> {
         }
     }
 
+    /// Whether the elements of `n` parts of one element each, from one on, lie one after another.
+    pub(super) fn lies_in_run(&self, a: &Access, part: usize, n: usize) -> bool {
+        let strides: Vec<Option<i64>> = a.view.strides.iter().map(|s| as_int(s)).collect();
+        let Some(parts) = a.lanes.get(part..part + n).filter(|_| a.size > 0) else { return false };
+        parts.iter().enumerate().all(|(i, lanes)| {
+            let steps = lanes[0].iter().zip(&parts[0][0]).zip(&strides);
+            let far = steps.map(|((at, from), stride)| match at - from {
+                0 => Some(0),
+                step => stride.map(|s| s.wrapping_mul(step)),
+            });
+            far.sum::<Option<i64>>() == Some(i as i64)
+        })
+    }
+
+    /// The elements of `n` parts that [lie in a run](Self::lies_in_run) as one vector, in the type that multiply-adds pick from.
+    pub(super) fn load_run(&mut self, a: &mut Access, part: usize, n: usize, dtype: DType) -> V {
+        let first = a.lanes[part][0].clone();
+        let (at, scope) = (self.address(a, &first), Self::alias(a.view.buffer.scope));
+        let reg = Reg::of(dtype);
+        if let Some(ty) = self.scalable(reg, self.lanes) {
+            let (predicate, all) = (format!("<vscale x {n} x i1>"), "splat (i1 true)".into());
+            let name = format!("llvm.aarch64.sve.ld1rq.{}", ty.suffix);
+            return self.call(&ty.name, &name, &[(&predicate, &all), ("ptr", &at)]);
+        }
+        self.def(format_args!("load {}, ptr {at}, align {}{scope}", reg.ty(n), reg.bytes()))
+    }
+
     /// Loads windows that lie between the nearest and the farthest element, and shuffles.
     fn load_near(
         &mut self,

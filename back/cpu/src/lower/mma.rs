@@ -55,6 +55,14 @@ pub(super) fn is_dot(k: &Kernel, acc: Val, a: Val, b: Val) -> bool {
     t == DType::I32 && mixed && a[1] % 4 == 0 && c[1] % 16 == 0
 }
 
+/// A vector type whose length the machine gives.
+pub(super) struct Scalable {
+    /// As LLVM writes it.
+    pub(super) name: String,
+    /// In the names of intrinsics.
+    pub(super) suffix: String,
+}
+
 impl Fun<'_> {
     /// `acc + a × b` as outer products: each element of `a` is spread over the lanes of a row of `b`.
     pub(super) fn mma(&mut self, inst: &Inst) -> Result<()> {
@@ -86,7 +94,40 @@ impl Fun<'_> {
             out.push(self.cast(dtype, sum, Default::default(), geo.chunk(p).width, x)?);
         }
         let reg = Reg::of(sum);
-        for kk in 0..k {
+        let steps = self.picked_steps(&a, sum, (m, cuts)).filter(|_| a_pending.is_some()).unwrap_or(1);
+        let mut kk = 0;
+        while kk < k {
+            if let Some(access) = a_pending.as_mut().filter(|_| steps > 1 && kk + steps <= k)
+                && self.lies_in_run(access, kk, steps)
+            {
+                let mut rows = Vec::with_capacity(steps * cuts);
+                for at in 0..steps * cuts {
+                    let part = kk * cuts + at;
+                    let x = match &mut b_pending {
+                        Some(access) => self.load_part(access, part, b.dtype),
+                        None => b_parts[part].clone(),
+                    };
+                    let n = geo.chunk(part).width;
+                    let x = self.cast(b.dtype, sum, Default::default(), n, &x)?;
+                    rows.push(self.as_scalable(reg, n, &x));
+                }
+                for i in 0..m {
+                    // One vector of the left operand at a time, so that few wait for their use.
+                    let x = self.load_run(access, i * k + kk, steps, a.dtype);
+                    for (j, chunk) in geo.chunks.iter().enumerate() {
+                        let n = chunk.width;
+                        let mut acc = self.as_scalable(reg, n, &out[i * cuts + j]);
+                        for step in 0..steps {
+                            let picked = (&x, step, steps);
+                            acc =
+                                self.multiply_add_picked(sum, n, picked, &rows[step * cuts + j], &acc, inst)?;
+                        }
+                        out[i * cuts + j] = self.as_fixed(reg, n, &acc);
+                    }
+                }
+                kk += steps;
+                continue;
+            }
             let mut row = Vec::with_capacity(cuts);
             for (j, chunk) in geo.chunks.iter().enumerate() {
                 let x = match &mut b_pending {
@@ -108,6 +149,7 @@ impl Fun<'_> {
                     out[at] = self.multiply_add(sum, n, &spread, &row[j], &out[at].clone(), inst)?;
                 }
             }
+            kk += 1;
         }
         let mut parts = Vec::with_capacity(out.len());
         for (p, x) in out.iter().enumerate() {
@@ -180,6 +222,75 @@ impl Fun<'_> {
         let tile = Tile { parts: out, layout: Layout::Rows, ..acc };
         self.values[inst.results[0].index()] = Some(Value::Tile(tile));
         Ok(true)
+    }
+
+    /// Steps whose elements of the left operand are one vector that multiply-adds pick from. In registers longer than what is picked from
+    /// these vectors have to be in the first eight registers, which several of a row's sums make room for and single ones do not.
+    fn picked_steps(&self, a: &Tile, sum: DType, (rows, cuts): (usize, usize)) -> Option<usize> {
+        let bits = self.chip.vector.picked_bits.filter(|_| sum.is_float() && a.dtype == sum)?;
+        let long = self.scalable(Reg::of(sum), self.lanes).is_some();
+        Some((bits / sum.bits()) as usize).filter(|_| !long || rows > 1 && cuts > 1)
+    }
+
+    /// The scalable type of `n` elements that fill a register longer than what elements are picked of; nothing for others.
+    pub(super) fn scalable(&self, reg: Reg, n: usize) -> Option<Scalable> {
+        let unit = self.chip.vector.picked_bits?;
+        let bits = target::vector_length(self.chip);
+        let lanes = unit / reg.bits();
+        if bits <= unit || n as u32 * reg.bits() != bits {
+            return None;
+        }
+        let one = reg.suffix(1);
+        Some(Scalable {
+            name: format!("<vscale x {lanes} x {}>", reg.ty(1)),
+            suffix: format!("nxv{lanes}{one}"),
+        })
+    }
+
+    /// A vector that fills a register, in the type that instructions of any vector length take; others stay.
+    fn as_scalable(&mut self, reg: Reg, n: usize, x: &V) -> V {
+        let Some(ty) = self.scalable(reg, n) else { return x.clone() };
+        let name = format!("llvm.vector.insert.{}.{}", ty.suffix, reg.suffix(n));
+        let (none, zero) = ("poison".into(), "0".into());
+        self.call(&ty.name, &name, &[(&ty.name, &none), (&reg.ty(n), x), ("i64 immarg", &zero)])
+    }
+
+    /// The other way.
+    fn as_fixed(&mut self, reg: Reg, n: usize, x: &V) -> V {
+        let Some(ty) = self.scalable(reg, n) else { return x.clone() };
+        let name = format!("llvm.vector.extract.{}.{}", reg.suffix(n), ty.suffix);
+        self.call(&reg.ty(n), &name, &[(&ty.name, x), ("i64 immarg", &"0".into())])
+    }
+
+    /// `lane` of the `of` elements in `x` times `b`, added to `c`; what fills a register of open length is in its type.
+    fn multiply_add_picked(
+        &mut self,
+        dtype: DType,
+        n: usize,
+        (x, lane, of): (&V, usize, usize),
+        b: &V,
+        c: &V,
+        inst: &Inst,
+    ) -> Result<V> {
+        let reg = Reg::of(dtype);
+        let held = self.scalable(reg, self.lanes);
+        if let Some(ty) = held.as_ref().filter(|_| n == self.lanes) {
+            let name = format!("llvm.aarch64.sve.fmla.lane.{}", ty.suffix);
+            let (ty, lane) = (ty.name.as_str(), lane.to_string().into());
+            return Ok(self.call(ty, &name, &[(ty, c), (ty, b), (ty, x), ("i32 immarg", &lane)]));
+        }
+        let x = match held {
+            Some(ty) => {
+                let name = format!("llvm.vector.extract.{}.{}", reg.suffix(of), ty.suffix);
+                self.call(&reg.ty(of), &name, &[(&ty.name, x), ("i64 immarg", &"0".into())])
+            }
+            None => x.clone(),
+        };
+        let spread = match n {
+            1 => self.lane(reg, &x, of, lane),
+            _ => self.shuffle(reg, &x, &"poison".into(), of, &vec![Some(lane); n]),
+        };
+        self.multiply_add(dtype, n, &spread, b, c, inst)
     }
 
     fn multiply_add(&mut self, dtype: DType, n: usize, a: &V, b: &V, c: &V, inst: &Inst) -> Result<V> {
