@@ -30,6 +30,7 @@ pub use device::CpuDevice;
 pub use error::Error;
 pub use exec::{Buf, Kernel, Loaded};
 pub use pool::Pool;
+pub use target::dispensable;
 
 /// Compiles LLVM IR text whose functions follow the kernel ABI (see [`Artifact`]) to an artifact for `chip`.
 ///

@@ -67,6 +67,17 @@ pub(crate) fn gathers(chip: &Chip) -> bool {
     any(chip, &[("x86_64", "avx512f"), ("aarch64", "sve"), ("riscv64", "v")])
 }
 
+/// Whether LLVM converts vectors of f32 to whole numbers of 64 bits by way of 32, which loses what is larger.
+pub(crate) fn narrows_casts(chip: &Chip) -> bool {
+    chip.arch == "loongarch64" && chip.has("lsx")
+}
+
+/// Whether a feature only makes code shorter: none of what kernels compute or how they are cut follows from it, so that code without it is
+/// as good a proof.
+pub fn dispensable(feature: &str) -> bool {
+    ["zba", "zbb", "zbs", "zicond", "zfa"].contains(&feature)
+}
+
 /// Whether it rounds floats to whole numbers in the direction asked for.
 pub(crate) fn rounds(chip: &Chip) -> bool {
     chip.arch != "loongarch64" || chip.has("lsx")

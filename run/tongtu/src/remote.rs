@@ -1,10 +1,11 @@
 //! Machines reached through an agent: boards, and emulators of chips that are not here.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use tongtu_chip::{Chip, Kind};
-use tongtu_cpu::agent::{AgentDevice, SOURCE, build, emulator};
+use tongtu_cpu::agent::{AgentDevice, SOURCE, build, emulator, newer_emulator};
+use tongtu_cpu::dispensable;
 use tongtu_plan::Device;
 
 use crate::cache;
@@ -68,10 +69,30 @@ impl Remote {
             return Err(Error::Remote(detail));
         }
         let agent = built(&chip.arch)?;
-        let mut run = Command::new(&command[0]);
-        run.args(&command[1..]).arg(agent);
-        let device = start(&format!("emulator:{}", chip.name), run)?;
-        Ok(Remote { device: Arc::new(device), chip: chip.clone() })
+        let name = format!("emulator:{}", chip.name);
+        let run = |command: &[String]| {
+            let mut run = Command::new(&command[0]);
+            run.args(&command[1..]).arg(&agent);
+            run
+        };
+        // An older one complains of what it does not know.
+        let newer = newer_emulator(chip).and_then(|command| {
+            let mut run = run(&command);
+            run.stderr(Stdio::null());
+            start(&name, run).ok()
+        });
+        let device = newer.map_or_else(|| start(&name, run(&command)), Ok)?;
+        // What the emulator lacks and code can do without is not asked for, and the name says so.
+        let mut chip = chip.clone();
+        let there = device.hello().features.clone();
+        let (kept, lacking): (Vec<String>, Vec<String>) =
+            chip.features.into_iter().partition(|f| there.contains(f) || !dispensable(f));
+        chip.features = kept;
+        let device = match lacking.is_empty() {
+            true => device,
+            false => device.renamed(&format!("{name} without {}", lacking.join(", "))),
+        };
+        Ok(Remote { device: Arc::new(device), chip })
     }
 
     /// The chip that is compiled for.

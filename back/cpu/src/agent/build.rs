@@ -48,16 +48,27 @@ pub fn build(arch: &str, out: &Path) -> Result<(), Error> {
 /// The emulator of user programs, with its arguments, that shows a program the machine of a chip description; `None` where the chip is no CPU of
 /// an architecture that the back end compiles for. The emulator may not be installed.
 pub fn emulator(chip: &Chip) -> Option<Vec<String>> {
+    emulated_cpu(chip, "")
+}
+
+/// The same with what only newer emulators have; nothing where there is nothing more.
+pub fn newer_emulator(chip: &Chip) -> Option<Vec<String>> {
+    let more = ["zicond", "zfa", "zfh", "zvfh"].iter().filter(|f| chip.arch == "riscv64" && chip.has(f));
+    let more: String = more.map(|f| format!(",{f}=true")).collect();
+    if more.is_empty() { None } else { emulated_cpu(chip, &more) }
+}
+
+fn emulated_cpu(chip: &Chip, more: &str) -> Option<Vec<String>> {
     let sve = chip.has("sve");
     let cpu = match chip.arch.as_str() {
         "x86_64" => "max".to_string(),
         "aarch64" if sve => format!("max,sve{}=on", chip.vector.bits),
         "aarch64" => "max,sve=off".to_string(),
         "riscv64" if chip.has("v") => {
-            let half = if chip.has("zvfh") { ",Zfh=true" } else { "" };
-            format!("rv64,v=true,vlen={},vext_spec=v1.0{half}", chip.vector.bits)
+            let half = if chip.has("zvfh") && more.is_empty() { ",Zfh=true" } else { "" };
+            format!("rv64,v=true,vlen={},vext_spec=v1.0{half}{more}", chip.vector.bits)
         }
-        "riscv64" => "rv64".to_string(),
+        "riscv64" => format!("rv64{more}"),
         "loongarch64" => return Some(vec!["qemu-loongarch64".to_string()]),
         _ => return None,
     };

@@ -47,7 +47,7 @@ struct Line {
 
 impl Line {
     fn start(mut command: Command) -> Result<Line, Error> {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().map_err(|e| Error::Start(e.to_string()))?;
         match (child.stdin.take(), child.stdout.take()) {
             (Some(input), Some(output)) => Ok(Line::over(input, output, End::Process(child))),
@@ -233,6 +233,11 @@ impl AgentDevice {
             spent: AtomicU64::new(0),
             limit: limit.max(1),
         })
+    }
+
+    /// The same under another name.
+    pub fn renamed(self, name: &str) -> AgentDevice {
+        AgentDevice { name: name.to_string(), ..self }
     }
 
     /// What the machine is.

@@ -8,5 +8,5 @@ mod build;
 mod device;
 pub mod protocol;
 
-pub use build::{SOURCE, build, emulator};
+pub use build::{SOURCE, build, emulator, newer_emulator};
 pub use device::AgentDevice;

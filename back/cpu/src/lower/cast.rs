@@ -218,7 +218,16 @@ impl Fun<'_> {
             let a = self.call(&fty, &fabs, &[(&fty, &x)]);
             let fits = self.cmp("fcmp olt", &fty, &a, &limit);
             let x = self.choose(n, &fits, &fty, &x, &real(reg, 0.0, n));
-            self.conv("fptosi", &fty, &x, &ity)
+            if target::narrows_casts(self.chip) && n > 1 {
+                let each = |s: &mut Self, i: usize| {
+                    let x = s.lane(reg, &x, n, i);
+                    s.conv("fptosi", &reg.ty(1), &x, &Reg::I64.ty(1))
+                };
+                let parts: Vec<V> = (0..n).map(|i| each(self, i)).collect();
+                self.pack(Reg::I64, &parts, n)
+            } else {
+                self.conv("fptosi", &fty, &x, &ity)
+            }
         } else {
             let scaled = self.bin("fmul", &fty, &x, &real(reg, pow2(-64), n));
             let turns = self.whole(Unary::Trunc, reg, n, &scaled);
