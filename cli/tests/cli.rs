@@ -331,8 +331,9 @@ fn the_host_helps_only_when_it_is_allowed_to() {
     let placement = r["chips"][0]["placement"].as_array().unwrap();
     let ops: Vec<&str> = placement.iter().map(|p| p["op"].as_str().unwrap()).collect();
     assert_eq!(ops, ["Cast, Exp", "MatMul"]);
-    // The product's operands, 3 x 16 and turned, if not shared, and its 3 x 3 results, of eight bytes each.
-    assert!(placement[1]["bytes"].as_f64().unwrap() >= f64::from(8 * (3 * 16 + 3 * 3)));
+    // The 3 x 16 numbers in four bytes, and the product's 3 x 3 in eight: what is between the two stays on the host.
+    assert_eq!(placement[0]["bytes"], f64::from(4 * 3 * 16));
+    assert_eq!(placement[1]["bytes"], f64::from(8 * 3 * 3));
     assert!(placement[1]["why"].as_str().unwrap().contains("no elements of type f64"));
 }
 

@@ -85,7 +85,7 @@ struct Lowerer<'a> {
     by_text: HashMap<(usize, String), usize>,
     packed: HashMap<(usize, Identity, Packing), ValueRef>,
     constants: HashMap<Identity, ValueRef>,
-    /// Constants of the chip as the host has them.
+    /// Values of the chip as the host has them: constants, and what the host made.
     on_host: HashMap<ValueRef, ValueRef>,
     /// Constants to pack: the position in the plan, what is packed, and how.
     pending: Vec<(usize, ValueRef, Tensor, Packing)>,
@@ -197,6 +197,9 @@ fn attempt<'a>(module: &Module, targets: &'a [Target<'a>], choices: &Choices) ->
     let tied = |&(input, output): &(usize, usize)| State { input, output, axis: 0 };
     l.plan.state = g.state.iter().map(tied).collect();
     l.plan.body = Block { steps };
+    if targets.len() > 1 {
+        l.drop_copies();
+    }
     l.lifetimes();
     Ok(l)
 }
@@ -233,10 +236,16 @@ impl Lowerer<'_> {
         self.value_on(device, ty, storage, name)
     }
 
-    /// A value of the chip as the host has it: constants are there too, others are copied.
+    /// A value of the chip as the host has it: constants are there too, as is what it made, and others are copied.
     fn copy_to_host(&mut self, v: ValueRef, loc: &Loc, steps: &mut Vec<Step>) -> ValueRef {
         let PlanValue { ty, name, .. } = self.plan.values[v.index()].clone();
         let root = self.plan.root(v);
+        if let Some(&made) = self.on_host.get(&root) {
+            return match root == v {
+                true => made,
+                false => self.value_on(HOST, ty, Storage::Alias(made), name),
+            };
+        }
         let Storage::Constant(k) = self.plan.values[root.index()].storage else {
             let copy = self.computed_on(HOST, ty, name);
             Self::step_on(HOST, steps, StepKind::Copy { src: v, dst: copy }, loc);
@@ -526,6 +535,7 @@ impl Lowerer<'_> {
         if device == HOST {
             for (&v, src) in group.outputs.iter().zip(outputs) {
                 let dst = self.computed(g.ty(v).clone(), g.values[v.index()].name.clone());
+                self.on_host.insert(dst, src);
                 Self::step(steps, StepKind::Copy { src, dst }, &group.loc);
                 map[v.index()] = Some(dst);
             }
@@ -581,6 +591,42 @@ impl Lowerer<'_> {
         self.pending.push((k, raw, value.clone(), packing.clone()));
         self.packed.insert(key, r);
         Ok(r)
+    }
+
+    /// Drops copies to the chip of what only the host reads.
+    fn drop_copies(&mut self) {
+        fn from_host(plan: &Plan, kind: &StepKind) -> Option<ValueRef> {
+            let StepKind::Copy { src, dst } = *kind else { return None };
+            let on = |v: ValueRef| plan.values[v.index()].device;
+            Some(plan.root(dst)).filter(|_| on(src) == HOST && on(dst) != HOST)
+        }
+        fn retain(plan: &Plan, block: &mut Block, used: &BTreeSet<ValueRef>) {
+            block.steps.retain(|s| from_host(plan, &s.kind).is_none_or(|dst| used.contains(&dst)));
+            for s in &mut block.steps {
+                match &mut s.kind {
+                    StepKind::If { then_block, else_block, .. } => {
+                        retain(plan, then_block, used);
+                        retain(plan, else_block, used);
+                    }
+                    StepKind::While { body, .. } => retain(plan, body, used),
+                    _ => {}
+                }
+            }
+        }
+        let mut body = std::mem::take(&mut self.plan.body);
+        let plan = &self.plan;
+        let mut used: BTreeSet<ValueRef> = plan.outputs.iter().map(|p| plan.root(p.value)).collect();
+        let mut blocks = vec![&body];
+        while let Some(block) = blocks.pop() {
+            for s in &block.steps {
+                if from_host(plan, &s.kind).is_none() {
+                    used.extend(s.values().into_iter().map(|v| plan.root(v)));
+                }
+                blocks.extend(s.blocks());
+            }
+        }
+        retain(plan, &mut body, &used);
+        self.plan.body = body;
     }
 
     /// Forgets constants that no step uses, now that the kernels have them packed.

@@ -50,6 +50,7 @@ pub fn of(plan: &Plan, size: &dyn Fn(&Dim) -> i64) -> Vec<Placement> {
             blocks.extend(s.blocks());
         }
     }
+    let hosted: BTreeSet<usize> = plan.hosted.iter().map(|h| h.group).collect();
     for h in &plan.hosted {
         let g = &plan.groups[h.group];
         out.push(Placement {
@@ -57,19 +58,36 @@ pub fn of(plan: &Plan, size: &dyn Fn(&Dim) -> i64) -> Vec<Placement> {
             at: g.loc.0.as_deref().unwrap_or_default().to_string(),
             place: "host".to_string(),
             why: h.why.clone(),
-            bytes: copied(plan, h.group, size),
+            bytes: copied(plan, h.group, &hosted, size),
         });
     }
     out
 }
 
-/// Bytes that a group's operands and results have, without constants.
-pub(crate) fn copied(plan: &Plan, group: usize, size: &dyn Fn(&Dim) -> i64) -> f64 {
-    let g = &plan.groups[group];
-    let moves = |v: &&ValueRef| {
-        !matches!(plan.values[plan.root(**v).index()].storage, Storage::Constant(_) | Storage::Packed { .. })
+/// Bytes that are copied for a group on the host, where all these groups are: its operands but for constants and what another of
+/// them makes, and its results but for those that only others of them read.
+pub(crate) fn copied(plan: &Plan, group: usize, hosted: &BTreeSet<usize>, size: &dyn Fn(&Dim) -> i64) -> f64 {
+    let roots = |values: &[ValueRef]| values.iter().map(|&v| plan.root(v)).collect::<Vec<_>>();
+    let made: BTreeSet<ValueRef> = hosted.iter().flat_map(|&h| roots(&plan.groups[h].outputs)).collect();
+    let others = plan.groups.iter().enumerate().filter(|(i, _)| !hosted.contains(i));
+    let mut needed: BTreeSet<ValueRef> = others.flat_map(|(_, g)| roots(&g.inputs)).collect();
+    needed.extend(plan.outputs.iter().map(|p| plan.root(p.value)));
+    let mut blocks = vec![&plan.body];
+    while let Some(block) = blocks.pop() {
+        for s in block.steps.iter() {
+            if !matches!(s.kind, StepKind::Launch { .. }) {
+                needed.extend(roots(&s.values()));
+            }
+            blocks.extend(s.blocks());
+        }
+    }
+    let constant = |v: &ValueRef| {
+        matches!(plan.values[plan.root(*v).index()].storage, Storage::Constant(_) | Storage::Packed { .. })
     };
-    let values: BTreeSet<ValueRef> = g.inputs.iter().chain(&g.outputs).filter(moves).copied().collect();
+    let g = &plan.groups[group];
+    let inputs = g.inputs.iter().filter(|v| !constant(v) && !made.contains(&plan.root(**v)));
+    let outputs = g.outputs.iter().filter(|v| needed.contains(&plan.root(**v)));
+    let values: BTreeSet<ValueRef> = inputs.chain(outputs).copied().collect();
     values.into_iter().map(|v| memory::bytes(plan, v, size) as f64).sum()
 }
 
