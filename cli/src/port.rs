@@ -76,7 +76,9 @@ fn make(args: &PortArgs) -> Result<Report, Fail> {
         Ok(model) => model,
         Err(e) => {
             let Some(gaps) = port::gaps(&e) else { return Err(e.into()) };
-            let chips = args.to.iter().map(|c| port::refused(c, &gaps)).collect::<Result<_, _>>()?;
+            let path = &args.model.model;
+            let refused = |c: &String| port::refused(path, &load, c, &settings, &gaps);
+            let chips = args.to.iter().map(refused).collect::<Result<_, _>>()?;
             return Ok(Report::new(&name, depth, Vec::new(), chips));
         }
     };

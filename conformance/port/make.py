@@ -1,6 +1,6 @@
 """Makes models of what users of other stacks found missing one by one: `isin` as PyTorch's exporter writes it, a `Resize` to a size that is
 computed, `Unique`, `NonZero`; in `gaps.onnx` also a block of quantised experts (MoE) and an operator that nobody has, in `doubles.onnx`
-arithmetic in f64.
+arithmetic in f64, in `both.onnx` the latter two.
 
     python conformance/port/make.py      (in the environment that scripts/setup makes)
 
@@ -17,7 +17,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 HIDDEN, EXPERTS, INNER = 16, 4, 32
 
 
-def make(file, doubles):
+def make(file, doubles, gap=False):
     rng = np.random.default_rng(1)
     nodes, weights = [], []
 
@@ -74,6 +74,11 @@ def make(file, doubles):
         node("FlashDecode", ["experts"], ["decoded"], domain="example.vendor")
 
     value = helper.make_tensor_value_info
+    declared = []
+    if gap:
+        node("FlashDecode", ["decoded"], ["outside"], domain="example.vendor")
+        declared.append(value("outside", TensorProto.DOUBLE, ["count", "count"]))
+        node("Sqrt", ["outside"], ["roots"])
     graph = helper.make_graph(
         nodes,
         file,
@@ -87,11 +92,12 @@ def make(file, doubles):
             value("where", TensorProto.INT64, [2, "found"]),
             value("different", TensorProto.INT64, ["kinds"]),
             value("larger", TensorProto.FLOAT, [1, 3, "higher", "wider"]),
-            value("decoded", TensorProto.DOUBLE, ["count", "count"])
+            value("roots" if gap else "decoded", TensorProto.DOUBLE, ["count", "count"])
             if doubles
             else value("decoded", TensorProto.FLOAT, ["count", HIDDEN]),
         ],
         weights,
+        value_info=declared,
     )
     opsets = [helper.make_opsetid(d, v) for d, v in (("", 18), ("com.microsoft", 1), ("example.vendor", 1))]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8, producer_name="tongtu")
@@ -100,3 +106,4 @@ def make(file, doubles):
 
 make("gaps", doubles=False)
 make("doubles", doubles=True)
+make("both", doubles=True, gap=True)

@@ -81,11 +81,18 @@ pub(crate) fn finding(code: &str, weight: Weight, what: impl Into<String>, at: i
     Finding { code: code.to_string(), weight, what: what.into(), at: at.into(), fix }
 }
 
-/// The report on a model that its front end cannot take: nothing else can be said of it.
+/// The report on a model of which its front end can take nothing.
 pub fn gaps(chip: &Chip, gaps: &[Gap]) -> ChipReport {
-    let mut report = empty(chip);
+    with_gaps(empty(chip), gaps, 0)
+}
+
+/// Adds to the report on what a front end can take of a model the parts that it cannot, and how many operations nothing is known of, as
+/// they need results of these.
+pub fn with_gaps(mut report: ChipReport, gaps: &[Gap], behind: usize) -> ChipReport {
+    let lacking = |g: &Gap| finding("M002", Weight::Failure, format!("{}: {}", g.op, g.why), &g.at);
+    report.findings.splice(0..0, gaps.iter().map(lacking));
     for g in gaps {
-        report.findings.push(finding("M002", Weight::Failure, format!("{}: {}", g.op, g.why), &g.at));
+        report.ops.retain(|row| row.at != g.at);
         report.ops.push(OpReport {
             op: g.op.clone(),
             at: g.at.clone(),
@@ -93,6 +100,11 @@ pub fn gaps(chip: &Chip, gaps: &[Gap]) -> ChipReport {
             how: vec![g.why.clone()],
             kernels: Vec::new(),
         });
+    }
+    if behind > 0 {
+        let what =
+            format!("{behind} operations need results of these, whose types the file does not declare");
+        report.findings.push(finding("M015", Weight::Note, what, ""));
     }
     report.settle()
 }
@@ -357,6 +369,7 @@ fn unsupported(report: &mut ChipReport, plan: &Plan, settings: &Settings, size: 
         }
     }
     let mut kernels = Vec::new();
+    let all: BTreeSet<usize> = refused.keys().copied().collect();
     for (k, (ops, why)) in refused {
         let why = reasons(why);
         report.placement.push(Placement {
@@ -364,7 +377,7 @@ fn unsupported(report: &mut ChipReport, plan: &Plan, settings: &Settings, size: 
             at: report.kernels[k].at.clone(),
             place: "host".to_string(),
             why: why.clone(),
-            bytes: placement::copied(plan, k, size),
+            bytes: placement::copied(plan, k, &all, size),
         });
         kernels.push((k, why));
     }

@@ -83,6 +83,16 @@ pub const CODES: &[Code] = &[
         meaning: "The model leaves sizes open that were not given; they are taken to be as small as they may be.",
         fix: "give the sizes that you will run: `--dim NAME=SIZE`",
     },
+    Code {
+        code: "M015",
+        meaning: "Operations were not looked at, because they need results of others that the front end cannot take and whose types the file does not declare.",
+        fix: "mend the operations named first, or declare the types of their results in the file (`value_info`), and run `tongtu port` again",
+    },
+    Code {
+        code: "M016",
+        meaning: "Elements of an output are not numbers, on the chip as in the reference: with these inputs that the two agree proves little.",
+        fix: "give real inputs with `--input` or `--data-set`, or sizes that the model is made for with `--dim NAME=SIZE`",
+    },
 ];
 
 /// What is said of a kind of finding.

@@ -18,5 +18,5 @@ pub mod report;
 pub mod survey;
 pub mod text;
 
-pub use check::{Gap, Settings, check, gaps};
+pub use check::{Gap, Settings, check, gaps, with_gaps};
 pub use report::{ChipReport, Report};

@@ -55,6 +55,14 @@ pub fn prove(mut report: ChipReport, verified: &VerifyReport, ran: Ran) -> ChipR
         let what = format!("{unbounded} kernels: the reference excludes nothing for most elements");
         report.findings.push(finding("M013", Weight::Note, what, ""));
     }
+    for q in ran.quality.iter().filter(|q| q.not_numbers > 0) {
+        let what = format!(
+            "{}: {} of {} elements are no numbers, as in the reference",
+            q.output, q.not_numbers, q.elements
+        );
+        let weight = if q.not_numbers == q.elements { Weight::Reservation } else { Weight::Note };
+        report.findings.push(finding("M016", weight, what, ""));
+    }
     report.proof = Some(Proof {
         how: ran.how,
         kernels: verified.groups.len(),
@@ -146,7 +154,12 @@ pub fn quality(output: &str, got: &Tensor, want: &Tensor) -> Option<Quality> {
         return None;
     }
     let (g, w) = (got.to_f64_vec(), want.to_f64_vec());
-    let error = |(a, b): (&f64, &f64)| if a == b || a.is_nan() && b.is_nan() { 0.0 } else { (a - b).abs() };
+    let error = |(a, b): (&f64, &f64)| match (a.is_nan(), b.is_nan()) {
+        (true, true) => 0.0,
+        (false, false) if a == b => 0.0,
+        (false, false) => (a - b).abs().min(f64::MAX),
+        _ => f64::MAX,
+    };
     let errors: Vec<f64> = g.iter().zip(&w).map(error).collect();
     let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(a, b)| a * b).sum::<f64>();
     let norms = (dot(&g, &g) * dot(&w, &w)).sqrt();
@@ -160,8 +173,9 @@ pub fn quality(output: &str, got: &Tensor, want: &Tensor) -> Option<Quality> {
     Some(Quality {
         output: output.to_string(),
         elements: g.len(),
+        not_numbers: w.iter().filter(|x| x.is_nan()).count(),
         max_error: errors.iter().copied().fold(0.0, f64::max),
-        mean_error: errors.iter().sum::<f64>() / errors.len() as f64,
+        mean_error: errors.iter().map(|e| e / errors.len() as f64).sum(),
         scale: w.iter().map(|x| x.abs()).fold(0.0, f64::max),
         cosine: if norms > 0.0 { dot(&g, &w) / norms } else { 1.0 },
         top1: (width > 1 && want.dtype().is_float()).then(|| same as f64 / rows.len() as f64),
@@ -202,7 +216,12 @@ mod tests {
         assert_eq!((q.max_error, q.mean_error, q.scale, q.top1), (1.0, 0.5, 4.0, Some(0.5)));
         // (1 + 4 + 12 + 12) / 30
         assert!((q.cosine - 29.0 / 30.0).abs() < 1e-12);
-        assert_eq!(q.kl_mean, None);
+        assert_eq!((q.kl_mean, q.not_numbers), (None, 0));
+        // What is no number on one side only is as wrong as can be.
+        let c = Tensor::from_slice(&[2, 2], &[1.0f32, f32::NAN, 3.0, 4.0]).unwrap();
+        assert_eq!(quality("y", &c, &b).unwrap().max_error, f64::MAX);
+        let q = quality("y", &c, &c).unwrap();
+        assert_eq!((q.max_error, q.mean_error, q.not_numbers), (0.0, 0.0, 1));
         assert!(quality("y", &a, &Tensor::zeros(tongtu_tensor::DType::F32, &[4]).unwrap()).is_none());
     }
 }

@@ -406,7 +406,10 @@ pub struct Quality {
     pub output: String,
     /// Elements.
     pub elements: usize,
-    /// Greatest absolute error.
+    /// Elements that are not numbers in the reference: they agree where they are none on the chip either, and say little.
+    #[serde(default)]
+    pub not_numbers: usize,
+    /// Greatest absolute error; the greatest number there is where only one of the two is a number.
     pub max_error: f64,
     /// Mean absolute error.
     pub mean_error: f64,

@@ -49,6 +49,9 @@ pub struct Options {
     pub constants: Vec<(String, Tensor)>,
     /// Whether weights in files that are not there are taken as [absent](Tensor::absent): enough for questions about sizes, not to run.
     pub without_weights: bool,
+    /// Whether what can be taken of a model is loaded, for questions about it, where some of it can't be: results of the
+    /// [nodes that can't](Loaded::gaps) become inputs where the file declares their types, and what these nodes need outputs.
+    pub partial: bool,
 }
 
 /// An input or output of a loaded model.
@@ -81,6 +84,10 @@ pub struct Loaded {
     pub operators: Vec<(String, usize)>,
     /// The files it was read from: its own, then those of external data.
     pub files: Vec<PathBuf>,
+    /// The nodes that can't be taken; none unless asked for a part of a model.
+    pub gaps: Vec<Issue>,
+    /// Number of nodes that need results of these of which no types are declared, or of one another: left out too.
+    pub behind: usize,
 }
 
 /// What all graphs of one model share.
@@ -96,6 +103,21 @@ pub(crate) struct Shared<'m> {
     issues: RefCell<Vec<Issue>>,
     nodes: Cell<usize>,
     graphs: Cell<usize>,
+    /// What takes the place of nodes that can't be taken, where a part of a model is asked for.
+    lost: Option<RefCell<Lost>>,
+}
+
+/// Nodes that can't be taken.
+#[derive(Default)]
+struct Lost {
+    /// Dims of the model's inputs by name.
+    dims: HashMap<String, Dim>,
+    /// Their results, as inputs.
+    inputs: Vec<Port>,
+    /// What they need, with names.
+    needed: Vec<(String, ValueId)>,
+    /// Nodes that need results of theirs.
+    behind: usize,
 }
 
 /// Loads a model file.
@@ -188,8 +210,12 @@ fn load_assuming(
         issues: RefCell::default(),
         nodes: Cell::new(0),
         graphs: Cell::new(0),
+        lost: options.partial.then(RefCell::default),
     };
-    shared.check(graph, &sets)?;
+    match shared.check(graph, &sets) {
+        Err(OnnxError::Unsupported(_)) if options.partial => {}
+        checked => checked?,
+    }
 
     let mut module = Module::default();
     let Module { symbols, graph: target } = &mut module;
@@ -235,6 +261,9 @@ fn load_assuming(
         cx.scope.insert(i.name.clone(), v);
         inputs.push(Port { name: i.name.clone(), ty });
     }
+    if let Some(lost) = &shared.lost {
+        lost.borrow_mut().dims = dims.by_param.clone();
+    }
     dims.finish()?;
     cx.nodes(&graph.node)?;
     let mut outputs = Vec::new();
@@ -250,7 +279,15 @@ fn load_assuming(
         outputs.push(Port { name: o.name.clone(), ty: cx.b.graph.ty(id).clone() });
     }
     let issues = shared.issues.take();
-    if !issues.is_empty() {
+    let lost = shared.lost.as_ref().map(RefCell::take).unwrap_or_default();
+    inputs.extend(lost.inputs);
+    for (name, id) in lost.needed {
+        if !cx.b.graph.outputs.contains(&id) {
+            cx.b.graph.outputs.push(id);
+            outputs.push(Port { name, ty: cx.b.graph.ty(id).clone() });
+        }
+    }
+    if !issues.is_empty() && (!options.partial || outputs.is_empty()) {
         return Err(match issues.as_slice() {
             [one] => OnnxError::Node(one.clone()),
             _ => OnnxError::Nodes(issues),
@@ -265,6 +302,8 @@ fn load_assuming(
         ir_version: model.ir_version,
         operators: count_operators(&model, graph),
         files: Vec::new(),
+        gaps: issues,
+        behind: lost.behind,
         module,
     })
 }
@@ -485,6 +524,12 @@ impl<'m> Shared<'m> {
         }
         count
     }
+    /// Whether there is something that takes a node.
+    fn known(&self, n: &'m NodeProto, opsets: &Opsets) -> bool {
+        let domain = domain_name(&n.domain);
+        let version = opsets.get(domain).copied().unwrap_or(1);
+        self.function(n).is_some() || self.registry.find(domain, &n.op_type, version).is_some()
+    }
     fn function(&self, n: &'m NodeProto) -> Option<&'m FunctionProto> {
         self.functions.get(&(domain_name(&n.domain), n.op_type.as_str(), n.overload.as_str())).copied()
     }
@@ -676,8 +721,15 @@ impl<'c, 'm> Ctx<'c, 'm> {
             self.b.loc = outer;
             match lowered {
                 Ok(values) => results = values,
-                Err(e) => self.note(e, &n)?,
+                Err(e) => {
+                    self.note(e, &n)?;
+                    results = self.in_place_of(&n)?;
+                }
             }
+        } else if let Some(lost) = &self.shared.lost
+            && self.shared.known(node, &self.opsets)
+        {
+            lost.borrow_mut().behind += 1;
         }
         for (k, name) in node.output.iter().enumerate().filter(|(_, o)| !o.is_empty()) {
             let v = match results.get(k) {
@@ -729,6 +781,41 @@ impl<'c, 'm> Ctx<'c, 'm> {
                 *slot = Some(Arc::from(name));
             }
         }
+    }
+
+    /// What takes the place of a node that can't be taken, where a part of the model is asked for: results as inputs of the graph, as
+    /// far as the file declares their types.
+    fn in_place_of(&mut self, n: &NodeCtx<'m>) -> Result<Vec<Val>> {
+        let shared = self.shared;
+        let Some(lost) = shared.lost.as_ref().filter(|_| shared.graphs.get() == 0 && self.calls.is_empty())
+        else {
+            return Ok(Vec::new());
+        };
+        for (name, v) in n.node.input.iter().zip(&n.inputs) {
+            if let Some(v @ Val::Tensor(TensorVal { known: Known::No, .. })) = v {
+                let id = self.id(v)?;
+                lost.borrow_mut().needed.push((name.clone(), id));
+            }
+        }
+        let none = Options::default();
+        let mut results = Vec::new();
+        for name in &n.node.output {
+            let declared = shared.types.get(name.as_str()).filter(|t| t.tensor.is_some());
+            let mut dims = InputDims::new(&none);
+            dims.by_param = std::mem::take(&mut lost.borrow_mut().dims);
+            let ty = dims.ty(declared.copied(), name, self.b.symbols);
+            lost.borrow_mut().dims = dims.by_param;
+            let v = match ty {
+                Ok(ty @ Type::Tensor { .. }) => {
+                    let id = self.b.graph.add_input(ty.clone(), Some(Arc::from(name.as_str())));
+                    lost.borrow_mut().inputs.push(Port { name: name.clone(), ty });
+                    self.out(id)
+                }
+                _ => Val::Poison,
+            };
+            results.push(v);
+        }
+        Ok(results)
     }
 
     /// Notes an error of a node; errors that are not of one node are passed on.

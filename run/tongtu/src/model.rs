@@ -138,6 +138,8 @@ impl Model {
             ir_version: 0,
             operators: Vec::new(),
             files: vec![path.to_path_buf()],
+            gaps: Vec::new(),
+            behind: 0,
         };
         let name = path.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         Ok(Model { loaded, name })
@@ -309,6 +311,8 @@ mod tests {
                 ir_version: 0,
                 operators: Vec::new(),
                 files: Vec::new(),
+                gaps: Vec::new(),
+                behind: 0,
             };
             let model = Model { loaded, name: "branches".to_string() };
             assert_eq!(model.absent(), found.then(|| "the weight".to_string()));

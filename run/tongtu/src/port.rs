@@ -64,12 +64,26 @@ pub fn check(
     Ok(report?)
 }
 
-/// The report on a model that could not be read because of what its front end cannot take.
+/// The report on a model that could not be read because of what its front end cannot take: that, and what the chip lacks for the rest as
+/// far as it can be read.
 ///
 /// # Errors
-/// There is no such chip.
-pub fn refused(chip: &str, gaps: &[Gap]) -> Result<ChipReport, Error> {
-    Ok(tongtu_port::gaps(&Chip::builtin(chip)?, gaps))
+/// There is no such chip, or no compiler for it in this build.
+pub fn refused(
+    path: impl AsRef<Path>,
+    options: &LoadOptions,
+    chip: &str,
+    settings: &Settings,
+    gaps: &[Gap],
+) -> Result<ChipReport, Error> {
+    let rest = LoadOptions { partial: true, ..options.clone() };
+    let none = || Ok(tongtu_port::gaps(&Chip::builtin(chip)?, gaps));
+    let Ok(model) = load(path, &rest) else { return none() };
+    match check(&model, chip, settings, &[]) {
+        Ok(report) => Ok(tongtu_port::with_gaps(report, gaps, model.loaded().behind)),
+        Err(Error::Chip(e)) => Err(Error::Chip(e)),
+        Err(_) => none(),
+    }
 }
 
 /// Compiles a model for a chip, runs it there or in its simulation, and compares every kernel with its reference on the inputs that it really
