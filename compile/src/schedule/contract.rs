@@ -493,24 +493,24 @@ impl<'p, 'a> Body<'p, 'a> {
         self.copy_left(e, steps)?;
         let alone = if self.wide.is_some() { p.tiles.alone(e, lo, hi)? } else { hi };
         if let Some(strip) = self.strip {
-            return p.tiles.cover(e, lo, hi, &mut |e, row, size| {
-                let left = e.b.sub(hi, row)?;
-                let rows = e.b.int(size as i64);
-                let rows = e.b.min(rows, left)?;
-                e.for_loop(first, end, STRIP as i64, &[], |e, first, _| {
-                    let (left, most) = (e.b.sub(end, first)?, e.b.int(STRIP as i64));
-                    let count = e.b.min(left, most)?;
+            e.for_loop(first, end, STRIP as i64, &[], |e, first, _| {
+                let (left, most) = (e.b.sub(end, first)?, e.b.int(STRIP as i64));
+                let count = e.b.min(left, most)?;
+                p.tiles.cover(e, lo, hi, &mut |e, row, size| {
+                    let left = e.b.sub(hi, row)?;
+                    let rows = e.b.int(size as i64);
+                    let rows = e.b.min(rows, left)?;
                     self.strip(e, steps, strip, (row, size), (first, count))?;
                     let mut place = |e: &mut Emitter<'_>, line: Val, panel: Val| {
                         let line = e.b.add(row, line)?;
                         let panel = e.b.add(first, panel)?;
                         self.place(e, panel, Coord::at(line))
                     };
-                    epilogue_rows(e, p.out, strip, (rows, count, p.width), &self.outs, &mut place)?;
-                    Ok(vec![])
+                    epilogue_rows(e, p.out, strip, (rows, count, p.width), &self.outs, &mut place)
                 })?;
-                Ok(())
-            });
+                Ok(vec![])
+            })?;
+            return Ok(());
         }
         e.for_loop(first, end, 1, &[], |e, panel, _| {
             p.tiles.cover(e, lo, alone, &mut |e, row, size| match size {
@@ -797,7 +797,9 @@ impl<'p, 'a> Body<'p, 'a> {
         else {
             return Ok(None);
         };
-        let after = e.b.add_int(panel, 1)?;
+        // Every register tile passes all panels of a strip before the next.
+        let ahead = if self.strip.is_some() { STRIP as i64 } else { 1 };
+        let after = e.b.add_int(panel, ahead)?;
         let more = e.b.compare(Compare::Lt, after, self.columns.1)?;
         let next_k = e.b.add(steps.first, steps.count)?;
         let (panel, first) =
