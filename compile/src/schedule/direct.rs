@@ -20,7 +20,7 @@ use crate::emit::{CAST, Coord, Emitter, zero_of};
 use crate::error::Error;
 
 /// Bytes of input rows an instance keeps in scratch.
-const ROWS_BYTES: i64 = 384 * 1024;
+const ROWS_BYTES: i64 = 512 * 1024;
 /// Most output columns of an instance.
 const MAX_COLUMNS: i64 = 4096;
 /// Steps of the summed dim in a block, about.
@@ -31,10 +31,15 @@ const APART: i64 = 2048;
 const PUSH: i64 = 64;
 /// Most register tiles of an instance for which a block is brought nearer ahead of its use.
 const PREFETCHED: i64 = 32;
+/// Least steps of the summed dim for which that is done where the number of tiles is not known: pictures shrink as their channels
+/// grow.
+const DEEP: i64 = 1024;
 /// Steps whose products of bytes are summed at once.
 const FOUR: usize = 4;
 /// Instances that there should be at least, so that several threads have work.
 const INSTANCES: i64 = 8;
+/// Most output rows of an instance.
+const MAX_ROWS: i64 = 8;
 
 /// Runs `body` for all positions of nested loops of these lengths.
 fn nest(e: &mut Emitter<'_>, lens: &[Val], at: &mut Vec<Val>, body: &mut Nested<'_>) -> Result<(), Error> {
@@ -278,8 +283,10 @@ struct Cuts {
     pitch: i64,
     width: Dim,
     height: Dim,
-    /// Output rows and columns of an instance.
-    rows: i64,
+    /// Output rows of an instance, and the most that there can be.
+    rows: Dim,
+    most_rows: i64,
+    /// Output columns of an instance, at most.
     columns: i64,
     /// The width, where it is known and one instance's.
     single: Option<i64>,
@@ -342,7 +349,8 @@ impl Cuts {
             pitch,
             width,
             height,
-            rows: 1,
+            rows: Dim::from(1),
+            most_rows: 1,
             columns: 1,
             single: None,
             lines: 1,
@@ -368,7 +376,7 @@ impl Cuts {
             columns = (columns / 2).max(mr);
         }
         if let Some(h) = known.map(|h| h.max(1)) {
-            while rows < h.min(8) && fits(rows + 1, columns) {
+            while rows < h.min(MAX_ROWS) && fits(rows + 1, columns) {
                 rows += 1;
             }
             // As even as can be.
@@ -384,11 +392,39 @@ impl Cuts {
             Some(w) if !flat && w > 0 => (mr / w).clamp(1, rows.max(1)) as usize,
             _ => 1,
         };
-        (self.rows, self.columns) = (rows, columns);
+        (self.rows, self.most_rows, self.columns) = (Dim::from(rows), rows, columns);
         self.outer_len = self.windows[..last].iter().map(|w| w.span(1)).collect();
         if !flat {
             self.outer_len[last - 1] = self.windows[last - 1].span(rows);
         }
+        if known.is_none() && last == 1 && self.single.is_none() {
+            self.choose_rows(bytes);
+        }
+    }
+
+    /// As many rows as fit in scratch, where pictures have two dims of which neither is known.
+    fn choose_rows(&mut self, bytes: i64) {
+        let (along, down) = (self.windows[1], self.windows[0]);
+        let line = (self.block_columns() * along.step + along.rest()) * self.pitch;
+        let lines = Dim::from(ROWS_BYTES / bytes).floordiv(&line);
+        let fit = (lines - down.rest()).floordiv(&Dim::from(down.step));
+        let one = Dim::from(1);
+        let fit = fit.max(&one).min(&Dim::from(MAX_ROWS));
+        let blocks = self.height.ceildiv(&fit).max(&one);
+        self.rows = self.height.ceildiv(&blocks).max(&one);
+        self.most_rows = MAX_ROWS;
+    }
+
+    /// Blocks of columns.
+    fn column_blocks(&self) -> Dim {
+        self.width.ceildiv(&Dim::from(self.columns))
+    }
+
+    /// Columns of an instance, whole register tiles of them but in the last one.
+    fn block_columns(&self) -> Dim {
+        let mr = self.tile.0 as i64;
+        let tiles = self.width.ceildiv(&(self.column_blocks().max(&Dim::from(1)) * mr));
+        (tiles * mr).min(&self.width)
     }
 
     /// The order in which the kernel is packed.
@@ -398,6 +434,15 @@ impl Cuts {
         perm.extend((0..rank).map(|i| Conv::at(&spec.kernel, ConvRole::S(i))));
         perm.insert(if self.planar { rank } else { rank + 1 }, Conv::at(&spec.kernel, ConvRole::C));
         Pack { input, perm, columns: 0, width: self.tile.1, group: (self.side, self.side) }
+    }
+
+    /// Elements of scratch that an instance's rows take, at most.
+    fn room(&self, bytes: i64) -> i64 {
+        let columns = self.windows[self.last].span(self.columns) * self.pitch;
+        match self.rows.as_const() {
+            Some(_) => self.outer_len.iter().product::<i64>() * columns,
+            None => (ROWS_BYTES / bytes).max(self.windows[0].span(1) * columns),
+        }
     }
 
     /// Elements of scratch beyond the rows that a block may write or read.
@@ -417,15 +462,14 @@ impl Cuts {
 
     /// Parts that a group's panels are divided in, and panels of a part: where there are few instances and copying the rows again
     /// costs little.
-    fn parts(&self, taps: i64, instances: &Dim) -> (i64, i64) {
+    fn parts(&self, taps: i64, instances: &Dim) -> (Dim, Dim) {
         let per_panel = taps / self.windows.iter().map(|w| w.step).product::<i64>().max(1);
         let least = (8 / per_panel.max(1)).max(1);
-        let parts = match instances.as_const() {
-            Some(n) if n > 0 => ((INSTANCES + n - 1) / n).min(self.group_panels / least).max(1),
-            _ => 1,
-        };
-        let part_panels = (self.group_panels + parts - 1) / parts;
-        ((self.group_panels + part_panels - 1) / part_panels.max(1), part_panels)
+        let (one, panels) = (Dim::from(1), Dim::from(self.group_panels));
+        let most = Dim::from((self.group_panels / least).max(1));
+        let parts = Dim::from(INSTANCES).ceildiv(&instances.max(&one)).min(&most);
+        let part_panels = panels.ceildiv(&parts).max(&one);
+        (panels.ceildiv(&part_panels), part_panels)
     }
 }
 
@@ -510,6 +554,8 @@ struct Body<'a> {
     columns: Val,
     /// First row and column.
     origin: (Val, Val),
+    /// Rows and columns.
+    extent: [Val; 2],
     /// Batch, group and outer positions.
     outer: Vec<Coord>,
     /// Partial sums between blocks.
@@ -517,6 +563,18 @@ struct Body<'a> {
     /// Where results wait for what follows them.
     finish: Option<Val>,
     outs: Vec<Val>,
+}
+
+/// What a tile brings nearer of the next block.
+#[derive(Clone, Copy)]
+struct Share {
+    /// Place of the first element.
+    at: Val,
+    /// Elements for each step.
+    each: Val,
+    /// Lines of the cache for each step, and elements of one.
+    lines: i64,
+    line: i64,
 }
 
 /// Places of one tile.
@@ -533,14 +591,7 @@ struct Place {
 }
 
 impl Body<'_> {
-    /// Output rows and columns that a block's tiles have, where they are so few that the next block is brought nearer meanwhile.
-    fn ahead(&self) -> Option<(i64, i64)> {
-        let c = self.cuts;
-        let all = c.single.map(|w| (w, w * c.rows));
-        all.filter(|a| !c.planar && a.1 > 0 && a.1 <= PREFETCHED * c.tile.0 as i64)
-    }
-
-    /// Where in the next block the share of the tile begins, for step 0 of the panel; and elements of a share for each step.
+    /// What a tile brings nearer of the next block, where a block has few tiles, or may have: from step 0 of the panel on.
     fn share(
         &self,
         e: &mut Emitter<'_>,
@@ -548,24 +599,41 @@ impl Body<'_> {
         row: Val,
         col: Val,
         first: (Val, Val),
-    ) -> Result<Option<(Val, i64)>, Error> {
-        let Some((width, total)) = self.ahead() else { return Ok(None) };
-        let nr = self.cuts.tile.1 as i64;
-        let depth = self.cuts.summed.depth() * nr;
-        let done = e.b.mul_int(row, width)?;
+    ) -> Result<Option<Share>, Error> {
+        let c = self.cuts;
+        let nr = c.tile.1 as i64;
+        let size = nr * (p.width * p.lines) as i64;
+        let line = (CACHE_LINE as i64 * 8 / self.kernel.bits() as i64).max(1);
+        let (width, outputs, each, lines) = match c.single.map(|w| (w, w * c.most_rows)) {
+            Some((w, n)) if !c.planar && n > 0 && n <= PREFETCHED * c.tile.0 as i64 => {
+                let each = (size + n - 1) / n;
+                (e.b.int(w), e.b.int(n), e.b.int(each), (each + line - 1) / line)
+            }
+            None if !c.planar && c.summed.runs * c.summed.len >= DEEP => {
+                let [rows, columns] = self.extent;
+                let (n, one, size) = (e.b.mul(rows, columns)?, e.b.int(1), e.b.int(size - 1));
+                let n = e.b.max(n, one)?;
+                let each = e.b.div(size, n)?;
+                (columns, n, e.b.add_int(each, 1)?, 1)
+            }
+            _ => return Ok(None),
+        };
+        let depth = c.summed.depth() * nr;
+        let done = e.b.mul(row, width)?;
         let done = e.b.add(done, col)?;
         let share = e.b.mul_int(done, depth)?;
-        let total_v = e.b.int(total);
-        let share = e.b.div(share, total_v)?;
-        let begin = e.b.mul_int(first.0, self.cuts.summed.len)?;
+        let share = e.b.div(share, outputs)?;
+        let begin = e.b.mul_int(first.0, c.summed.len)?;
         let begin = e.b.add(begin, first.1)?;
-        let each = (nr * (p.width * p.lines) as i64 + total - 1) / total;
-        let at = e.b.mul_int(begin, nr - each)?;
+        let nr = e.b.int(nr);
+        let skip = e.b.sub(nr, each)?;
+        let at = e.b.mul(begin, skip)?;
         let taps: i64 = self.c.taps.iter().product();
-        let panel = e.b.mul_int(p.panel, taps * self.cuts.ic * nr)?;
+        let panel = e.b.mul_int(p.panel, taps * c.ic)?;
+        let panel = e.b.mul(panel, nr)?;
         let at = e.b.add(at, panel)?;
         let at = e.b.add(at, share)?;
-        Ok(Some((e.b.add_int(at, depth)?, each)))
+        Ok(Some(Share { at: e.b.add_int(at, depth)?, each, lines, line }))
     }
 
     /// The scratch row and the offset in it of a run, for the outputs that begin at `row` and `first`.
@@ -678,7 +746,7 @@ impl Body<'_> {
         p: &Place,
         (line, from, step): (Val, Val, Val),
         depth: usize,
-        next: Option<(Val, i64)>,
+        next: Option<Share>,
         acc: Val,
     ) -> Result<Val, Error> {
         let c = self.cuts;
@@ -714,12 +782,11 @@ impl Body<'_> {
         let b = e.load_view(*buffer, *view, strides, dims, &at, zero_of(self.kernel))?;
         e.shape = shape;
         let b = e.b.cast(b, ct, CAST)?;
-        if let Some((next, each)) = next {
-            let line = (CACHE_LINE as i64 * 8 / self.kernel.bits() as i64).max(1);
-            let far = e.b.mul_int(step, each)?;
-            let at = e.b.add(next, far)?;
-            for part in 0..(each + line - 1) / line {
-                let at = e.b.add_int(at, part * line)?;
+        if let Some(next) = next {
+            let far = e.b.mul(step, next.each)?;
+            let at = e.b.add(next.at, far)?;
+            for i in 0..next.lines {
+                let at = e.b.add_int(at, i * next.line)?;
                 e.b.prefetch(self.packed, &[at])?;
             }
         }
@@ -784,14 +851,13 @@ pub fn schedule(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
     let (zero, one) = (e.b.int(0), e.b.int(1));
 
     // The grid: columns × rows × (batch, groups, outer positions, parts of the panels).
-    let row_blocks = cuts.height.ceildiv(&Dim::from(cuts.rows.max(1)));
-    let col_blocks = cuts.width.ceildiv(&Dim::from(cuts.columns));
-    let block = cuts.width.ceildiv(&(col_blocks.max(&Dim::from(1)) * mr as i64)) * mr as i64;
+    let row_blocks = cuts.height.ceildiv(&cuts.rows);
+    let (col_blocks, block) = (cuts.column_blocks(), cuts.block_columns());
     let mut outer_dims = vec![c.output_dim(r, ConvRole::N).clone(), Dim::from(cuts.groups)];
     outer_dims.extend((0..last.saturating_sub(1)).map(|i| c.output_dim(r, ConvRole::S(i)).clone()));
     let instances = product(&[product(&outer_dims), row_blocks.clone(), col_blocks.clone()]);
     let (parts, part_panels) = cuts.parts(taps, &instances);
-    outer_dims.push(Dim::from(parts));
+    outer_dims.push(parts.clone());
     let pid_outer = e.b.program_id(2)?;
     let outer = delinear(&mut e, pid_outer, &outer_dims)?;
     let scalar = |c: &Coord| match c {
@@ -800,14 +866,15 @@ pub fn schedule(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
     };
     let group = scalar(&outer[1]);
     let (pid_row, pid_col) = (e.b.program_id(1)?, e.b.program_id(0)?);
-    let row0 = e.b.mul_int(pid_row, cuts.rows)?;
+    let rows_each = e.dim(&cuts.rows);
+    let row0 = e.b.mul(pid_row, rows_each)?;
     let block_v = match cuts.single {
         Some(w) => e.b.int(w),
         None => e.dim_param(&block),
     };
     let col0 = e.b.mul(pid_col, block_v)?;
     let (rows_v, width_v) = (e.dim_param(&cuts.height), e.dim_param(&cuts.width));
-    let row_end = e.b.add_int(row0, cuts.rows)?;
+    let row_end = e.b.add(row0, rows_each)?;
     let row_hi = e.b.min(row_end, rows_v)?;
     let col_end = e.b.add(col0, block_v)?;
     let col_hi = if cuts.single.is_some() { col_end } else { e.b.min(col_end, width_v)? };
@@ -815,15 +882,12 @@ pub fn schedule(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
     // Scratch: rows of columns × channels, one after another.
     let columns_v = cuts.windows[last].span_of(&mut e, block_v)?;
     let line_v = e.b.mul_int(columns_v, cuts.pitch)?;
-    let flat_rows: i64 = cuts.outer_len.iter().product();
     let cols = cuts.windows[last].span(cuts.columns);
-    let len = flat_rows * cols * cuts.pitch + cuts.slack();
     let st = if cuts.side > 1 { g.dtype(c.input) } else { ct };
+    let len = cuts.room(st.bits() as i64 / 8) + cuts.slack();
     let scratch = e.b.alloc(st, len as usize)?;
     let len_v = e.b.int(len);
     let all = e.b.view(scratch, zero, &[len_v], &[one])?;
-    let (fr, reach) = (e.b.int(flat_rows), e.b.add_int(line_v, cuts.slack())?);
-    let flat = e.b.view(scratch, zero, &[fr, reach], &[line_v, one])?;
     let by_line = cuts.lines > 1 || heavy_epilogue(g);
     let tile_rows = cuts.single.map_or(mr, |w| mr.min(w.max(1) as usize * cuts.lines));
     let finish = if by_line { Some(epilogue_view(&mut e, ct, tile_rows, nr)?) } else { None };
@@ -843,6 +907,12 @@ pub fn schedule(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
         };
         lens.push(cuts.windows[i].span_of(&mut e, count)?);
     }
+    let lines = match cuts.rows.as_const() {
+        Some(_) => e.b.int(cuts.outer_len.iter().product()),
+        None => lens[0],
+    };
+    let reach = e.b.add_int(line_v, cuts.slack())?;
+    let flat = e.b.view(scratch, zero, &[lines, reach], &[line_v, one])?;
     let copied = match (cuts.planar, cuts.groups) {
         (true, _) => cols,
         (_, 1) => cols * cuts.ic,
@@ -867,21 +937,24 @@ pub fn schedule(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
 
     // Panels of output channels; blocks of the summed dim; rows; tiles along a row.
     let part = outer.last().map_or(zero, scalar);
-    let first_panel = e.b.mul_int(part, part_panels)?;
-    let end_panel = e.b.add_int(first_panel, part_panels)?;
+    let part_panels = e.dim(&part_panels);
+    let first_panel = e.b.mul(part, part_panels)?;
+    let end_panel = e.b.add(first_panel, part_panels)?;
     let gp = e.b.int(cuts.group_panels);
-    let end_panel = if parts > 1 { e.b.min(end_panel, gp)? } else { gp };
+    let end_panel = if parts == 1 { gp } else { e.b.min(end_panel, gp)? };
     let (packed, _) = e.view(kb, &[product(&panel_dims)])?;
     let blocks = cuts.summed.blocks;
     let sums = if blocks > 1 {
-        Some(epilogue_view(&mut e, ct, (cuts.rows.max(1) * cuts.sums_row()) as usize, nr)?)
+        Some(epilogue_view(&mut e, ct, (cuts.most_rows * cuts.sums_row()) as usize, nr)?)
     } else {
         None
     };
     let tiles = cut(&mut e, col0, col_hi, cuts.single, mr)?;
     let row_tiles = match (cuts.lines, cuts.height.as_const()) {
         (1, _) => vec![(1, row0, row_hi)],
-        (lines, Some(h)) if h % cuts.rows == 0 => cut(&mut e, row0, row_hi, Some(cuts.rows), lines)?,
+        (lines, Some(h)) if h % cuts.most_rows == 0 => {
+            cut(&mut e, row0, row_hi, Some(cuts.most_rows), lines)?
+        }
         (lines, _) => {
             let span = e.b.sub(row_hi, row0)?;
             let n = e.b.int(lines as i64);
@@ -899,6 +972,7 @@ pub fn schedule(r: &Request<'_>, c: &Conv<'_>) -> Result<Scheduled, Error> {
         rows: flat,
         columns: columns_v,
         origin: (row0, col0),
+        extent: [e.b.sub(row_hi, row0)?, e.b.sub(col_hi, col0)?],
         outer,
         sums,
         finish,
