@@ -122,24 +122,24 @@ pub(super) fn choose(k: &Kernel, chip: &Chip) -> (Vec<Layout>, HashMap<Val, usiz
     (wanted, streamed, unit_operands)
 }
 
-/// What a value that only dot products of bytes read is made of: a load of bytes, then operations with one number.
+/// What a value that only dot products read is made of: a load, then of bytes operations with one number.
 #[derive(Debug, Clone)]
 pub(super) struct Bytes {
     pub(super) load: Val,
     pub(super) then: Vec<(Binary, i64)>,
 }
 
-/// Right operands of products of bytes that the chip sums four at a time, and what they are computed from, none of which anything else
+/// Right operands of products that the chip sums several steps of at once, and what they are computed from, none of which anything else
 /// reads: the product loads and computes them itself.
 pub(super) fn dots(k: &Kernel, chip: &Chip, wanted: &[Layout]) -> HashMap<Val, Bytes> {
     let mut found = HashMap::new();
-    if !super::mma::sums_fours(chip) {
+    if !super::dot::sums_groups(chip) {
         return found;
     }
     let (mut uses, mut loads) = (HashMap::new(), Vec::new());
     walk(&k.body, &mut uses, &mut loads);
     let mut numbers = HashMap::new();
-    dots_of(&k.body, k, wanted, &mut numbers, &mut found);
+    dots_of(&k.body, (k, chip), wanted, &mut numbers, &mut found);
     // Keep what is read by nothing else, products first.
     let mut inside: HashMap<Val, usize> = HashMap::new();
     count_inside(&k.body, &found, &mut inside);
@@ -151,7 +151,7 @@ pub(super) fn dots(k: &Kernel, chip: &Chip, wanted: &[Layout]) -> HashMap<Val, B
 
 fn dots_of(
     block: &Block,
-    k: &Kernel,
+    (k, chip): (&Kernel, &Chip),
     wanted: &[Layout],
     numbers: &mut HashMap<Val, i64>,
     out: &mut HashMap<Val, Bytes>,
@@ -168,7 +168,7 @@ fn dots_of(
                 numbers.extend(known.map(|n| (*r, n)));
             }
             (Op::Load { masked: false, .. }, Some(r))
-                if matches!(k.ty(*r).dtype(), DType::U8 | DType::I8) =>
+                if matches!(k.ty(*r).dtype(), DType::U8 | DType::I8 | DType::BF16) =>
             {
                 live.insert(*r, Bytes { load: *r, then: Vec::new() });
             }
@@ -184,7 +184,7 @@ fn dots_of(
             }
             (Op::Mma {}, Some(r)) if wanted[r.index()] != Layout::Squares => {
                 let (a, b) = (inst.operands[1], inst.operands[2]);
-                if super::mma::is_dot(k, inst.operands[0], a, b)
+                if super::dot::is_dot(k, chip, inst.operands[0], a, b)
                     && let Some(bytes) = live.get(&b)
                 {
                     let of = bytes.load;
@@ -197,7 +197,7 @@ fn dots_of(
             _ => {}
         }
         for b in &inst.blocks {
-            dots_of(b, k, wanted, numbers, out);
+            dots_of(b, (k, chip), wanted, numbers, out);
         }
     }
 }

@@ -364,7 +364,7 @@ impl Fun<'_> {
         let dtype = view.buffer.dtype;
         let mut a = self.access(view, index, map, inside, layout);
         if self.dots.contains_key(&result)
-            && let Some(direct) = self.direct(&mut a, 4)
+            && let Some(direct) = self.direct(&mut a, 32 / dtype.bits() as usize)
         {
             self.direct.insert(result, direct);
             return Ok(());

@@ -5,14 +5,13 @@
 //! LLVM's to give: the `internal` intrinsics. LLVM spills well but moves no loads, so loads stand next to
 //! their use and at most 8 squares are alive.
 
-use super::emit::{Reg, V, int};
+use super::emit::{Reg, V};
 use super::layout::Layout;
 use super::memory::Direct;
 use super::{Fun, Result, Tile, Value};
 use crate::target;
 use tongtu_chip::Chip;
 use tongtu_tensor::DType;
-use tongtu_tensor::scalar::Binary;
 use tongtu_tile::{Inst, Kernel, Val};
 
 /// Most accumulator squares: operands need registers too.
@@ -39,28 +38,20 @@ pub(super) fn unit(k: &Kernel, chip: &Chip, acc: Val, a: Val, b: Val) -> Option<
     fits.then_some(op)
 }
 
-/// Whether the chip adds four products of bytes to a number of 32 bits at once.
-pub(super) fn sums_fours(chip: &Chip) -> bool {
-    chip.has("avx512vnni") && chip.has("avx512bw")
-}
-
-/// Whether a product is one of signed and unsigned bytes, whole vectors of them.
-pub(super) fn is_dot(k: &Kernel, acc: Val, a: Val, b: Val) -> bool {
-    let (Some((t, c)), Some((ad, a)), Some((bd, _))) =
-        (k.ty(acc).as_tile(), k.ty(a).as_tile(), k.ty(b).as_tile())
-    else {
-        return false;
-    };
-    let mixed = matches!((ad, bd), (DType::I8, DType::U8) | (DType::U8, DType::I8));
-    t == DType::I32 && mixed && a[1] % 4 == 0 && c[1] % 16 == 0
-}
-
 /// A vector type whose length the machine gives.
 pub(super) struct Scalable {
     /// As LLVM writes it.
     pub(super) name: String,
     /// In the names of intrinsics.
     pub(super) suffix: String,
+}
+
+impl Scalable {
+    /// That of AArch64: a multiple of 128 bits.
+    pub(super) fn of(reg: Reg) -> Scalable {
+        let (lanes, one) = (128 / reg.bits(), reg.suffix(1));
+        Scalable { name: format!("<vscale x {lanes} x {}>", reg.ty(1)), suffix: format!("nxv{lanes}{one}") }
+    }
 }
 
 impl Fun<'_> {
@@ -160,70 +151,6 @@ impl Fun<'_> {
         Ok(())
     }
 
-    /// `acc + a × b` of bytes, four steps at a time, where the right operand lies so in memory and both are read only here. Gives
-    /// whether it was done.
-    fn dot(&mut self, inst: &Inst) -> Result<bool> {
-        let (a, b) = (inst.operands[1], inst.operands[2]);
-        let Some(bytes) = self.dots.get(&b).cloned() else { return Ok(false) };
-        let Some(right) = self.direct.get(&bytes.load).cloned() else { return Ok(false) };
-        let (_, shape) = self.tile_ty(inst.operands[1])?;
-        let (m, k) = (shape[0], shape[1]);
-        let acc = self.tile(inst.operands[0])?.clone();
-        let geo = self.geometry(&acc.shape);
-        let right_unsigned = self.tile_ty(b)?.0 == DType::U8;
-        let mut tile = self.tile(a)?.clone();
-        let mut in_memory = None;
-        if let Some(mut access) = self.pending.remove(&a) {
-            in_memory = self.direct(&mut access, 1);
-            if in_memory.is_none() {
-                let count = access.geo.parts();
-                tile.parts = (0..count).map(|p| self.load_part(&mut access, p, tile.dtype)).collect();
-            }
-        }
-        let left = match in_memory {
-            Some(direct) => direct,
-            None => {
-                let tile = Tile { parts: self.rows(&tile)?, layout: Layout::Rows, ..tile };
-                let (ptr, _) = self.spill(&tile)?;
-                Direct { ptr, stride: k.to_string().into() }
-            }
-        };
-        let mut out = self.rows(&acc)?;
-        let cuts = geo.chunks.len();
-        let (byte_ty, sum_ty) = (Reg::I8.ty(64), Reg::I32.ty(16));
-        for kk in 0..k / 4 {
-            let mut fours = Vec::with_capacity(m);
-            for i in 0..m {
-                let down = self.imul(&left.stride, &i.to_string().into());
-                let at = self.iadd(&down, &(4 * kk).to_string().into());
-                let at = self.offset(&left.ptr, &at);
-                let four = self.def(format_args!("load i32, ptr {at}, align 1"));
-                let all = self.spread(Reg::I32, &four, 16);
-                fours.push(self.conv("bitcast", &sum_ty, &all, &byte_ty));
-            }
-            for j in 0..cuts {
-                let down = self.imul(&right.stride, &kk.to_string().into());
-                let at = self.iadd(&down, &(64 * j).to_string().into());
-                let at = self.offset(&right.ptr, &at);
-                let mut x = self.def(format_args!("load {byte_ty}, ptr {at}, align 1"));
-                for &(op, n) in &bytes.then {
-                    let name = if op == Binary::And { "and" } else { "lshr" };
-                    x = self.bin(name, &byte_ty, &x, &int(Reg::I8, n, 64));
-                }
-                for (i, four) in fours.iter().enumerate() {
-                    let at = i * cuts + j;
-                    // The unsigned one first.
-                    let (u, i) = if right_unsigned { (&x, four) } else { (four, &x) };
-                    let args = [(sum_ty.as_str(), &out[at].clone()), (&byte_ty, u), (&byte_ty, i)];
-                    out[at] = self.call(&sum_ty, "llvm.x86.avx512.vpdpbusd.512", &args);
-                }
-            }
-        }
-        let tile = Tile { parts: out, layout: Layout::Rows, ..acc };
-        self.values[inst.results[0].index()] = Some(Value::Tile(tile));
-        Ok(true)
-    }
-
     /// Steps whose elements of the left operand are one vector that multiply-adds pick from. In registers longer than what is picked from
     /// these vectors have to be in the first eight registers, which several of a row's sums make room for and single ones do not.
     fn picked_steps(&self, a: &Tile, sum: DType, (rows, cuts): (usize, usize)) -> Option<usize> {
@@ -236,28 +163,30 @@ impl Fun<'_> {
     pub(super) fn scalable(&self, reg: Reg, n: usize) -> Option<Scalable> {
         let unit = self.chip.vector.picked_bits?;
         let bits = target::vector_length(self.chip);
-        let lanes = unit / reg.bits();
-        if bits <= unit || n as u32 * reg.bits() != bits {
-            return None;
-        }
-        let one = reg.suffix(1);
-        Some(Scalable {
-            name: format!("<vscale x {lanes} x {}>", reg.ty(1)),
-            suffix: format!("nxv{lanes}{one}"),
-        })
+        (bits > unit && n as u32 * reg.bits() == bits).then(|| Scalable::of(reg))
     }
 
     /// A vector that fills a register, in the type that instructions of any vector length take; others stay.
     fn as_scalable(&mut self, reg: Reg, n: usize, x: &V) -> V {
-        let Some(ty) = self.scalable(reg, n) else { return x.clone() };
+        if self.scalable(reg, n).is_some() { self.opened(reg, n, x) } else { x.clone() }
+    }
+
+    /// The other way.
+    fn as_fixed(&mut self, reg: Reg, n: usize, x: &V) -> V {
+        if self.scalable(reg, n).is_some() { self.closed(reg, n, x) } else { x.clone() }
+    }
+
+    /// A vector that fills a register in its scalable type.
+    pub(super) fn opened(&mut self, reg: Reg, n: usize, x: &V) -> V {
+        let ty = Scalable::of(reg);
         let name = format!("llvm.vector.insert.{}.{}", ty.suffix, reg.suffix(n));
         let (none, zero) = ("poison".into(), "0".into());
         self.call(&ty.name, &name, &[(&ty.name, &none), (&reg.ty(n), x), ("i64 immarg", &zero)])
     }
 
     /// The other way.
-    fn as_fixed(&mut self, reg: Reg, n: usize, x: &V) -> V {
-        let Some(ty) = self.scalable(reg, n) else { return x.clone() };
+    pub(super) fn closed(&mut self, reg: Reg, n: usize, x: &V) -> V {
+        let ty = Scalable::of(reg);
         let name = format!("llvm.vector.extract.{}.{}", reg.suffix(n), ty.suffix);
         self.call(&reg.ty(n), &name, &[(&ty.name, x), ("i64 immarg", &"0".into())])
     }

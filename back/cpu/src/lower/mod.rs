@@ -11,6 +11,7 @@
 
 mod avx512;
 mod cast;
+mod dot;
 mod elem;
 mod emit;
 mod flow;
