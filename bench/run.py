@@ -4,7 +4,8 @@
                         [--out DIR]
 
 MODEL is a name under ~/.cache/tongtu/models, optionally with the data set to use as input (resnet50:1).
-The peers are those of onnxruntime and openvino that this Python has (scripts/setup --peers makes one that has both).
+The peers are those of onnxruntime and openvino that this Python has (scripts/setup --peers makes one that has both), and PyTorch, as it is
+and compiled, where scripts/setup --torch has installed it: it runs the programs that bench/export.py exports, in that environment.
 Every case runs in a process of its own. The runtimes take turns within each round, and a ratio is the median over
 the rounds of the ratio of our time to the peer's within a round, since the speed of a shared machine drifts. Outputs are
 compared with the data set first: a runtime with wrong outputs gets no time. With --precision bf16 products are in bf16 where a
@@ -23,6 +24,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -84,7 +86,7 @@ class Tongtu:
         return subprocess.run([self.program, "--version"], capture_output=True, text=True).stdout.strip()
 
     def check(self, folder, data_set, threads):
-        """Raises Failure unless the outputs agree with the data set."""
+        """Raises Failure unless the outputs agree with the data set. `measure` starts cold by itself."""
         command = [self.program, "run", str(folder / "model.onnx"), "--data-set", str(data_set), "--threads",
                    str(threads), "--precision", self.precision, "--json"]
         if self.precision != "f32":
@@ -129,10 +131,17 @@ class PythonPeer:
     def version(self):
         return f"{self.name} {importlib.metadata.version(self.package)}"
 
+    @classmethod
+    def installed(cls):
+        return importlib.util.find_spec(cls.package) is not None
+
     def check(self, folder, data_set, threads):
-        worst = self._child("check", folder, data_set, threads, 1)["worst"]
+        """Milliseconds to the first result; raises Failure unless the outputs agree with the data set."""
+        found = self._child("check", folder, data_set, threads, 1)
+        worst = found["worst"]
         if worst > max(TOLERANCE[self.precision], self.allowed(folder)):
             raise Failure(f"outputs differ by {worst:.1e} of the largest value")
+        return found["compile_ms"]
 
     @staticmethod
     def allowed(folder):
@@ -145,8 +154,13 @@ class PythonPeer:
         return self._child("measure", folder, data_set, threads, runs)
 
     def _child(self, action, folder, data_set, threads, runs):
-        return run_json([sys.executable, __file__, "--child", self.name, self.precision, action, str(folder),
+        return run_json([self.python(), __file__, "--child", self.name, self.precision, action, str(folder),
                          str(data_set), str(threads), str(runs)])
+
+    @staticmethod
+    def python():
+        """The Python that has it."""
+        return sys.executable
 
     def start(self, path, threads):
         raise NotImplementedError
@@ -158,10 +172,10 @@ class PythonPeer:
         folder, data_set = pathlib.Path(folder), pathlib.Path(data_set)
         inputs = arrays(data_set, "input")
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        start = time.perf_counter()
+        self.began = time.perf_counter()
         run = self.start(folder / "model.onnx", int(threads))
         outputs = run(inputs)
-        first = time.perf_counter() - start
+        first = time.perf_counter() - self.began
         if action == "check":
             worst = 0.0
             for got, want in zip(outputs, arrays(data_set, "output").values(), strict=True):
@@ -170,7 +184,7 @@ class PythonPeer:
                 if want.dtype.kind in "fiu" and want.size:
                     error = np.abs(got.astype(np.float64) - want).max()
                     worst = max(worst, float(error / max(np.abs(want.astype(np.float64)).max(), 1e-6)))
-            return {"worst": worst}
+            return {"worst": worst, "compile_ms": first * 1e3}
         samples = []
         for _ in range(int(runs)):
             start = time.perf_counter()
@@ -218,7 +232,69 @@ class OpenVino(PythonPeer):
         return run
 
 
-PEERS = {peer.name: peer for peer in (OnnxRuntime, OpenVino)}
+class PyTorch(PythonPeer):
+    """PyTorch with the program that a model was exported from."""
+
+    name = "pytorch"
+    package = "torch"
+
+    @staticmethod
+    def python():
+        return str(onnxdata.cache_dir() / "venv-torch" / "bin" / "python")
+
+    @classmethod
+    def installed(cls):
+        return pathlib.Path(cls.python()).is_file()
+
+    def version(self):
+        code = f"import importlib.metadata as m; print(m.version('{self.package}'))"
+        done = subprocess.run([self.python(), "-c", code], capture_output=True, text=True)
+        return f"{self.name} {done.stdout.strip()}"
+
+    def start(self, path, threads):
+        import contextlib
+
+        import torch
+
+        import export
+
+        name = path.parent.name
+        if name not in export.MODELS:
+            raise SystemExit("not a program of bench/export.py")
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        plan = export.MODELS[name]()
+        # What follows is timed as the first start; making random weights is not part of that.
+        self.began = time.perf_counter()
+        module = self.prepare(plan.module.eval())
+
+        def run(inputs):
+            narrow = contextlib.nullcontext() if self.precision == "f32" else torch.autocast("cpu", torch.bfloat16)
+            with torch.inference_mode(), narrow:
+                outputs = module(*(torch.from_numpy(inputs[key]) for key in plan.inputs))
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            return [value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy() for value in outputs]
+
+        return run
+
+    @staticmethod
+    def prepare(module):
+        return module
+
+
+class PyTorchCompiled(PyTorch):
+    """The same, by torch.compile."""
+
+    name = "pytorch-compiled"
+
+    @staticmethod
+    def prepare(module):
+        import torch
+
+        return torch.compile(module)
+
+
+PEERS = {peer.name: peer for peer in (OnnxRuntime, OpenVino, PyTorch, PyTorchCompiled)}
 
 
 def spread(samples):
@@ -234,8 +310,7 @@ def measure_case(peers, folder, data_set, threads, runs, rounds):
     row = {}
     for peer in peers:
         try:
-            peer.check(folder, data_set, threads)
-            row[peer.name] = {"rounds": []}
+            row[peer.name] = {"rounds": [], "checked_ms": peer.check(folder, data_set, threads)}
         except Failure as failure:
             row[peer.name] = {"failed": str(failure)}
     per_round = max(1, runs // rounds)
@@ -259,6 +334,8 @@ def measure_case(peers, folder, data_set, threads, runs, rounds):
         entry["spread"] = spread(samples)
         for key in ("compile_ms", "cached_start_ms", "peak_rss_bytes"):
             values = [result[key] for result in entry["rounds"] if result.get(key) is not None]
+            if key == "compile_ms" and entry["checked_ms"] is not None:
+                values.append(entry["checked_ms"])
             # The first process of a row may compile; the later ones find its result in the cache.
             entry[key] = None if not values else max(values) if key != "cached_start_ms" else min(values)
     return row
@@ -364,7 +441,7 @@ def main():
                         help="of products of f32 with constants (default: f32)")
     parser.add_argument("--runs", type=int, default=20, help="timed runs of each runtime, over all rounds")
     parser.add_argument("--rounds", type=int, default=3)
-    installed = [name for name, peer in PEERS.items() if importlib.util.find_spec(peer.package)]
+    installed = [name for name, peer in PEERS.items() if peer.installed()]
     parser.add_argument("--peers", default=",".join(installed),
                         help="runtimes beside Tongtu, separated by commas (default: those installed)")
     parser.add_argument("--program", type=pathlib.Path, default=ROOT / "target" / "release" / "tongtu")
@@ -390,6 +467,9 @@ def main():
         "cases": [],
     }
     models = onnxdata.cache_dir() / "models"
+    # The first of PyTorch's processes compiles.
+    compiled = tempfile.TemporaryDirectory(prefix="tongtu-bench-")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled.name
     failed = False
     for choice in arguments.models or DEFAULT_MODELS:
         name, _, number = choice.partition(":")
