@@ -4,8 +4,9 @@
                         [--out DIR]
 
 MODEL is a name under ~/.cache/tongtu/models, optionally with the data set to use as input (resnet50:1).
-The peers are those of onnxruntime and openvino that this Python has (scripts/setup --peers makes one that has both), and PyTorch, as it is
-and compiled, where scripts/setup --torch has installed it: it runs the programs that bench/export.py exports, in that environment.
+The peers are those of onnxruntime and openvino that this Python has (scripts/setup --peers makes one that has both); PyTorch, as it is
+and compiled, where scripts/setup --torch has installed it, with the programs that bench/export.py exports; tract and rten, where they are
+built (cargo build --release --manifest-path bench/peers/Cargo.toml).
 Every case runs in a process of its own. The runtimes take turns within each round, and a ratio is the median over
 the rounds of the ratio of our time to the peer's within a round, since the speed of a shared machine drifts. Outputs are
 compared with the data set first: a runtime with wrong outputs gets no time. With --precision bf16 products are in bf16 where a
@@ -26,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -119,6 +121,20 @@ def arrays(data_set, kind):
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors}
 
 
+def difference(outputs, data_set):
+    """The greatest difference from the outputs of a data set, as a share of the largest value."""
+    import numpy as np
+
+    worst = 0.0
+    for got, want in zip(outputs, arrays(data_set, "output").values(), strict=True):
+        if got.shape != want.shape:
+            raise Failure(f"an output is {got.shape}, not {want.shape}")
+        if want.dtype.kind in "fiu" and want.size:
+            error = np.abs(got.astype(np.float64) - want).max()
+            worst = max(worst, float(error / max(np.abs(want.astype(np.float64)).max(), 1e-6)))
+    return worst
+
+
 class PythonPeer:
     """A runtime that runs in a process of this Python. `start(path, threads)` gives a function from a dict of inputs to
     the list of outputs, compiled for the precision."""
@@ -167,8 +183,6 @@ class PythonPeer:
 
     def child(self, action, folder, data_set, threads, runs):
         """The measuring process itself."""
-        import numpy as np
-
         folder, data_set = pathlib.Path(folder), pathlib.Path(data_set)
         inputs = arrays(data_set, "input")
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -177,14 +191,7 @@ class PythonPeer:
         outputs = run(inputs)
         first = time.perf_counter() - self.began
         if action == "check":
-            worst = 0.0
-            for got, want in zip(outputs, arrays(data_set, "output").values(), strict=True):
-                if got.shape != want.shape:
-                    raise SystemExit(f"an output is {got.shape}, not {want.shape}")
-                if want.dtype.kind in "fiu" and want.size:
-                    error = np.abs(got.astype(np.float64) - want).max()
-                    worst = max(worst, float(error / max(np.abs(want.astype(np.float64)).max(), 1e-6)))
-            return {"worst": worst, "compile_ms": first * 1e3}
+            return {"worst": difference(outputs, data_set), "compile_ms": first * 1e3}
         samples = []
         for _ in range(int(runs)):
             start = time.perf_counter()
@@ -294,7 +301,59 @@ class PyTorchCompiled(PyTorch):
         return torch.compile(module)
 
 
-PEERS = {peer.name: peer for peer in (OnnxRuntime, OpenVino, PyTorch, PyTorchCompiled)}
+class RustPeer(PythonPeer):
+    """A runtime written in Rust, in the program of bench/peers."""
+
+    program = ROOT / "bench" / "peers" / "target" / "release" / "tongtu-bench-peers"
+
+    @classmethod
+    def installed(cls):
+        return cls.program.is_file()
+
+    def version(self):
+        lock = tomllib.loads((ROOT / "bench" / "peers" / "Cargo.lock").read_text())
+        return next(f"{self.name} {p['version']}" for p in lock["package"] if p["name"] == self.package)
+
+    def _child(self, action, folder, data_set, threads, runs):
+        if self.precision != "f32":
+            raise Failure(f"no {self.precision}")
+        with tempfile.TemporaryDirectory(prefix="tongtu-bench-") as place:
+            place = pathlib.Path(place)
+            described = []
+            for i, (name, value) in enumerate(arrays(data_set, "input").items()):
+                described.append({"name": name, "dtype": str(value.dtype), "shape": value.shape})
+                (place / f"input_{i}").write_bytes(value.tobytes())
+            (place / "inputs.json").write_text(json.dumps(described))
+            count = runs if action == "measure" else 0
+            environment = {**os.environ, "RTEN_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
+            result = run_json([str(self.program), self.name, str(folder / "model.onnx"), str(place), str(threads),
+                               str(count)], env=environment)
+            if action == "check":
+                import numpy as np
+
+                outputs = []
+                for i, array in enumerate(json.loads((place / "outputs.json").read_text())):
+                    value = np.frombuffer((place / f"output_{i}").read_bytes(), array["dtype"])
+                    outputs.append(value.reshape(array["shape"]))
+                result["worst"] = difference(outputs, data_set)
+            return result
+
+
+class Tract(RustPeer):
+    """tract, with the sizes of the inputs given to it before it optimises."""
+
+    name = "tract"
+    package = "tract-onnx"
+
+
+class Rten(RustPeer):
+    """rten."""
+
+    name = "rten"
+    package = "rten"
+
+
+PEERS = {peer.name: peer for peer in (OnnxRuntime, OpenVino, PyTorch, PyTorchCompiled, Tract, Rten)}
 
 
 def spread(samples):
@@ -438,7 +497,7 @@ def main():
     parser.add_argument("models", nargs="*", metavar="MODEL")
     parser.add_argument("--threads", default="1", help="thread counts, separated by commas (default: 1)")
     parser.add_argument("--precision", choices=list(TOLERANCE), default="f32",
-                        help="of products of f32 with constants (default: f32)")
+                        help="of products of f32 (default: f32)")
     parser.add_argument("--runs", type=int, default=20, help="timed runs of each runtime, over all rounds")
     parser.add_argument("--rounds", type=int, default=3)
     installed = [name for name, peer in PEERS.items() if peer.installed()]

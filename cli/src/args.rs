@@ -111,7 +111,8 @@ pub struct ModelArgs {
     /// 'past.*=present.*'.
     #[arg(long, value_parser = parse_tie, value_name = "INPUT=OUTPUT")]
     pub state: Vec<(String, String)>,
-    /// What f32 products with constants are computed in; bf16 rounds their operands, and results differ.
+    /// What f32 products are computed in; bf16 rounds their operands (of convolutions where the weights are constants), and results
+    /// differ.
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     pub precision: Precision,
     /// Ask for the same bits at any number of threads. They always are the same, at no cost.

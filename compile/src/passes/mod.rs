@@ -50,7 +50,7 @@ pub struct Options {
     pub fold_limit: usize,
     /// Whether convolutions and poolings get channels-last operands.
     pub channels_last: bool,
-    /// What products with constants are computed in.
+    /// What products are computed in, and convolutions with constants.
     pub precision: Precision,
     /// Whether `f32` products of dequantised bytes become products of the bytes, which machines with a matrix unit for bytes are
     /// faster at.

@@ -83,7 +83,7 @@ impl Options {
         self
     }
 
-    /// What products of f32 values with constants are computed in: with [`Precision::Bf16`] their operands are rounded to bf16, which
+    /// What products of f32 values are computed in, and convolutions with constants: with [`Precision::Bf16`] their operands are rounded to bf16, which
     /// a chip with a matrix unit multiplies many times faster, and results differ from those in f32.
     pub fn precision(mut self, precision: Precision) -> Options {
         self.precision = precision;

@@ -15,6 +15,7 @@ mod dot;
 mod elem;
 mod emit;
 mod flow;
+mod indexed;
 mod layout;
 mod memory;
 mod mma;
@@ -402,9 +403,9 @@ impl<'k> Fun<'k> {
             Op::Scatter { masked } => self.scatter(inst, *masked),
             Op::AtomicReduce { combiner, masked, .. } => self.atomic(inst, *combiner, "monotonic", *masked),
             Op::AtomicRmw { combiner, ordering, masked, .. } => {
-                self.atomic(inst, *combiner, memory::ordering(*ordering), *masked)
+                self.atomic(inst, *combiner, indexed::ordering(*ordering), *masked)
             }
-            Op::AtomicCas { ordering, .. } => self.compare_and_swap(inst, memory::ordering(*ordering)),
+            Op::AtomicCas { ordering, .. } => self.compare_and_swap(inst, indexed::ordering(*ordering)),
             Op::Alloc { dtype, len } => {
                 let bytes = dtype.bytes_for(*len).ok_or_else(|| broken("scratch overflows"))?;
                 let ptr = self.reserve(bytes)?;
