@@ -167,7 +167,8 @@ impl Context {
     }
 
     /// As [`Context::run`], writing results into the tensors of `outputs` that have the right type and dims already
-    /// (others are replaced), so that a loop over equal sizes allocates nothing.
+    /// (others are replaced), so that a loop over equal sizes allocates nothing. Kernels may write there at once: after an error the
+    /// contents are anything.
     pub fn run_into(&mut self, inputs: &[Value], outputs: &mut Vec<Value>) -> Result<(), RuntimeError> {
         self.execute(inputs, outputs, &mut Mode::Plain)
     }
@@ -282,6 +283,7 @@ impl<'a> Run<'a> {
         let p = &self.inner.program;
         self.bind_inputs(inputs)?;
         self.place_inputs(inputs)?;
+        self.place_outputs(outputs)?;
         self.block(&p.body, mode)?;
         for d in 0..self.s.last.len() {
             self.sync(d).map_err(self.device_error(&Loc::default()))?;
@@ -297,7 +299,7 @@ impl<'a> Run<'a> {
             self.s.last[d] = Event::DONE;
         }
         for (i, v) in self.inner.program.values.iter().enumerate() {
-            if v.kind == Kind::Pool || v.kind == Kind::Input {
+            if matches!(v.kind, Kind::Pool | Kind::Input | Kind::Output) {
                 self.drop_value(i);
             }
             self.s.host[i] = None;

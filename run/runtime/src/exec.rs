@@ -15,7 +15,7 @@ use crate::host::{self, HostValue};
 use crate::pool::BlockId;
 use crate::profile::What;
 use crate::program::{HostStep, Kind, LArg, LBlock, LKind, LStep, Launch};
-use crate::value::{Value, copy_in, copy_out, host_mem};
+use crate::value::{Value, copy_in, copy_out, host_mem, host_mem_mut};
 
 /// Alignment that host memory must have to be used by a device as it is.
 const ALIGN: usize = 64;
@@ -303,6 +303,43 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Results that lie in the tensors given back get these now; the others of `outputs` stay as they are until the end.
+    pub(crate) fn place_outputs(&mut self, outputs: &mut Vec<Value>) -> Result<()> {
+        let inner = self.inner;
+        let (p, plan) = (&inner.program, &inner.program.plan);
+        let loc = Loc::default();
+        outputs.truncate(plan.outputs.len());
+        for (o, port) in plan.outputs.iter().enumerate() {
+            let v = port.value.index();
+            let (root, Some(dtype)) = (p.values[v].root, p.values[v].dtype) else { continue };
+            if p.values[root].kind != Kind::Output {
+                continue;
+            }
+            while outputs.len() <= o {
+                outputs.push(Value::Tensor(Tensor::zeros(dtype, &[0])?));
+            }
+            let shape = self.usize_shape(v, &loc)?;
+            let count = self.count(root, &loc)?;
+            let bytes = self.bytes(root, count, &loc)?;
+            let aligned =
+                |t: &Tensor| matches!(t.bytes(), Cow::Borrowed(b) if b.as_ptr().addr().is_multiple_of(ALIGN));
+            let fits = |t: &Tensor| t.dtype() == dtype && t.shape() == shape && aligned(t);
+            if !matches!(&outputs[o], Value::Tensor(t) if fits(t)) {
+                outputs[o] = Value::Tensor(Tensor::zeros(dtype, &shape)?);
+            }
+            let Value::Tensor(t) = &mut outputs[o] else { continue };
+            let mem = host_mem_mut(t.bytes_mut());
+            if mem.bytes != bytes {
+                let detail =
+                    format!("'{}' has {bytes} bytes where its dims ask for {}", self.name(v), mem.bytes);
+                return self.defect(&loc, detail);
+            }
+            let slot = &mut self.s.slots[root];
+            (slot.mem, slot.count, slot.ready) = (mem, count, true);
+        }
+        Ok(())
+    }
+
     pub(crate) fn outputs(&mut self, inputs: &[Value], outputs: &mut Vec<Value>) -> Result<()> {
         let inner = self.inner;
         let (p, plan) = (&inner.program, &inner.program.plan);
@@ -310,6 +347,9 @@ impl Run<'_> {
         outputs.truncate(plan.outputs.len());
         for (o, port) in plan.outputs.iter().enumerate() {
             let v = port.value.index();
+            if p.values[p.values[v].root].kind == Kind::Output {
+                continue;
+            }
             let kept = plan.state.iter().find(|s| s.output == o).map(|s| &inputs[s.input]);
             let result = if let Some(Value::Device(d)) = kept {
                 Value::Device(d.clone())
@@ -594,7 +634,8 @@ impl Run<'_> {
             self.s.slots[dst].dims = dims;
             return Ok(());
         }
-        let shared = p.values[src].kind != Kind::Arena && p.values[src].device == p.values[dst].device;
+        let lent = matches!(p.values[src].kind, Kind::Arena | Kind::Output);
+        let shared = !lent && p.values[src].device == p.values[dst].device;
         if shared {
             let block = self.s.slots[root].block;
             self.s.pool.share(block);

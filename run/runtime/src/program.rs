@@ -35,6 +35,8 @@ pub(crate) enum Kind {
     /// A constant that is kept in packed form only.
     Packed,
     Arena,
+    /// A value of the arena that is given back, and so lies in the memory of the tensor given back.
+    Output,
     Pool,
     Host,
 }
@@ -189,6 +191,25 @@ impl Mentions {
 impl<'a> Lower<'a> {
     fn root(&self, v: ValueRef) -> usize {
         self.plan.root(v).index()
+    }
+
+    /// Values of the arena that are all of one output, on devices that work on host memory as it is.
+    fn given_back(&self, shares: impl Fn(usize) -> bool) -> Vec<usize> {
+        let plan = self.plan;
+        let count = |v: ValueRef| -> Dim { plan.dims(v).iter().cloned().product() };
+        let mut roots = Vec::new();
+        for (o, port) in plan.outputs.iter().enumerate() {
+            let (v, root) = (port.value.index(), self.root(port.value));
+            let alone = plan.outputs.iter().filter(|p| self.root(p.value) == root).count() == 1
+                && plan.state.iter().all(|s| s.output != o);
+            let value = &self.values[root];
+            let whole =
+                value.dtype == self.values[v].dtype && count(port.value) == count(ValueRef(root as u32));
+            if value.kind == Kind::Arena && value.fixed && alone && whole && shares(value.device) {
+                roots.push(root);
+            }
+        }
+        roots
     }
 
     fn intern(&mut self, dim: &Dim) -> DimId {
@@ -408,8 +429,8 @@ fn input_dims(plan: &Plan) -> (Vec<(usize, usize, Sym)>, Vec<InputDim>) {
 }
 
 impl Program {
-    /// Prepares a plan, which is checked first.
-    pub(crate) fn new(plan: Arc<Plan>) -> Result<Program, RuntimeError> {
+    /// Prepares a plan, which is checked first. `shares` says whether a device works on host memory as it is.
+    pub(crate) fn new(plan: Arc<Plan>, shares: impl Fn(usize) -> bool) -> Result<Program, RuntimeError> {
         plan.check()?;
         let (solve, rest) = input_dims(&plan);
         let mut by_steps = BTreeSet::new();
@@ -441,6 +462,13 @@ impl Program {
             let fixed =
                 matches!(kind, Kind::Constant(_) | Kind::Arena) && dims.iter().all(|&d| l.dims.is_fixed(d));
             l.values.push(Value { root, kind, device: v.device, dtype, dims, fixed, used: false });
+        }
+        for root in l.given_back(&shares) {
+            for i in 0..l.values.len() {
+                if l.values[i].root == root {
+                    (l.values[i].kind, l.values[i].fixed) = (Kind::Output, false);
+                }
+            }
         }
         // Inputs are there before the first step: what only a loop mentions is needed in its every turn.
         for port in &plan.inputs {
@@ -480,6 +508,9 @@ impl Program {
         let mut arena = Vec::new();
         for (i, v) in plan.values.iter().enumerate() {
             let Storage::Arena { first, last } = v.storage else { continue };
+            if l.values[i].kind == Kind::Output {
+                continue;
+            }
             if !l.values[i].fixed {
                 return Err(RuntimeError::Defect {
                     loc: Loc::default(),

@@ -52,7 +52,8 @@ pub struct Session {
 impl Session {
     /// Loads a plan's kernels and constants on devices, which the plan names by position.
     pub fn new(plan: impl Into<Arc<Plan>>, devices: Vec<Arc<dyn Device>>) -> Result<Session, RuntimeError> {
-        let program = Program::new(plan.into())?;
+        let program =
+            Program::new(plan.into(), |d| devices.get(d).is_some_and(|device| device.host_memory()))?;
         if program.devices > devices.len() {
             return Err(RuntimeError::Devices { needed: program.devices, given: devices.len() });
         }
