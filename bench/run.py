@@ -5,8 +5,7 @@
 
 MODEL is a name under ~/.cache/tongtu/models, optionally with the data set to use as input (resnet50:1).
 The peers are those of onnxruntime and openvino that this Python has (scripts/setup --peers makes one that has both); PyTorch, as it is
-and compiled, where scripts/setup --torch has installed it, with the programs that bench/export.py exports; tract and rten, where they are
-built (cargo build --release --manifest-path bench/peers/Cargo.toml).
+and compiled, where scripts/setup --torch has installed it, with the programs that bench/export.py exports.
 Every case runs in a process of its own. The runtimes take turns within each round, and a ratio is the median over
 the rounds of the ratio of our time to the peer's within a round, since the speed of a shared machine drifts. Outputs are
 compared with the data set first: a runtime with wrong outputs gets no time. With --precision bf16 products are in bf16 where a
@@ -27,7 +26,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -301,59 +299,7 @@ class PyTorchCompiled(PyTorch):
         return torch.compile(module)
 
 
-class RustPeer(PythonPeer):
-    """A runtime written in Rust, in the program of bench/peers."""
-
-    program = ROOT / "bench" / "peers" / "target" / "release" / "tongtu-bench-peers"
-
-    @classmethod
-    def installed(cls):
-        return cls.program.is_file()
-
-    def version(self):
-        lock = tomllib.loads((ROOT / "bench" / "peers" / "Cargo.lock").read_text())
-        return next(f"{self.name} {p['version']}" for p in lock["package"] if p["name"] == self.package)
-
-    def _child(self, action, folder, data_set, threads, runs):
-        if self.precision != "f32":
-            raise Failure(f"no {self.precision}")
-        with tempfile.TemporaryDirectory(prefix="tongtu-bench-") as place:
-            place = pathlib.Path(place)
-            described = []
-            for i, (name, value) in enumerate(arrays(data_set, "input").items()):
-                described.append({"name": name, "dtype": str(value.dtype), "shape": value.shape})
-                (place / f"input_{i}").write_bytes(value.tobytes())
-            (place / "inputs.json").write_text(json.dumps(described))
-            count = runs if action == "measure" else 0
-            environment = {**os.environ, "RTEN_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
-            result = run_json([str(self.program), self.name, str(folder / "model.onnx"), str(place), str(threads),
-                               str(count)], env=environment)
-            if action == "check":
-                import numpy as np
-
-                outputs = []
-                for i, array in enumerate(json.loads((place / "outputs.json").read_text())):
-                    value = np.frombuffer((place / f"output_{i}").read_bytes(), array["dtype"])
-                    outputs.append(value.reshape(array["shape"]))
-                result["worst"] = difference(outputs, data_set)
-            return result
-
-
-class Tract(RustPeer):
-    """tract, with the sizes of the inputs given to it before it optimises."""
-
-    name = "tract"
-    package = "tract-onnx"
-
-
-class Rten(RustPeer):
-    """rten."""
-
-    name = "rten"
-    package = "rten"
-
-
-PEERS = {peer.name: peer for peer in (OnnxRuntime, OpenVino, PyTorch, PyTorchCompiled, Tract, Rten)}
+PEERS = {peer.name: peer for peer in (OnnxRuntime, OpenVino, PyTorch, PyTorchCompiled)}
 
 
 def spread(samples):
